@@ -1,0 +1,134 @@
+"""`semanticgan info`: what a model is, and how far a run has come."""
+
+import json
+import math
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from semanticgan.config import ModelConfig, read_model_config
+from semanticgan.errors import UserError
+from semanticgan.model import find_model, read_scores
+
+
+def describe(name: str) -> Iterator[str]:
+    """The lines about a model folder, a run folder or a Hugging Face id. Raises UserError when it is none of them."""
+    folder = Path(name)
+    if (folder / "config.json").is_file() and (folder / "labeled.txt").is_file():
+        yield from _run_lines(folder)
+        if not (folder / "model").is_dir():
+            return
+    yield from _model_lines(find_model(name), name)
+
+
+def _run_lines(folder: Path) -> Iterator[str]:
+    plan = _read(folder / "config.json")
+    try:
+        config, labels = plan["config"], plan["labels"]
+        counts = {role: len((folder / f"{role}.txt").read_text("utf-8").splitlines()) for role in ("labeled", "unlabeled", "val")}
+        yield f"run: {folder}"
+        yield f"command: {plan['command']}"
+        yield (
+            f"data: {plan['data']}: {counts['unlabeled']} training images, {counts['labeled']} of them labelled, "
+            f"{counts['val']} for validation"
+        )
+        yield f"classes: {', '.join(labels['names'])}"
+        length = (
+            f"{plan['hours']:g} hours"
+            if plan["hours"]
+            else f"GAN {config['gan']['kimg']:g} kimg, encoder {config['encoder']['kimg']:g} kimg"
+        )
+        yield f"preset {config['preset']}: {config['data']['resolution']} px, seed {config['run']['seed']}, length {length}"
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: not the config.json of a run ({error!r}); expected a run folder") from None
+    last = _last_statistics(folder / "stats.jsonl")
+    yield f"last: {_numbers(last)}" if last else "last: nothing yet, the run is before its first tick"
+    if (folder / "model").is_dir():
+        yield f"finished; to add labels or images: semanticgan train --data DATA --from {_quoted(folder)} --out NEW"
+    else:
+        yield f"not finished; go on with: semanticgan train --out {_quoted(folder)} --resume"
+
+
+def _model_lines(folder: Path, name: str) -> Iterator[str]:
+    config = read_model_config((folder / "config.json").read_text(encoding="utf-8"), str(folder / "config.json"))
+    weights = folder / "model.safetensors"
+    yield f"model: {folder} ({weights.stat().st_size / 1e6:.1f} MB)"
+    yield f"classes: {', '.join(config.labels.names)}"
+    colours = "grey" if config.data.channels == 1 else "colour"
+    yield f"images: {config.data.resolution} px, {colours}, fit {config.data.fit}, symmetry {config.data.symmetry}"
+    yield f"networks: {_sizes(weights)}"
+    yield f"segments with: {_defaults(config)}"
+    quantiles = config.distance_quantiles
+    if len(quantiles) > 1:
+        middle, high = quantiles[len(quantiles) // 2], quantiles[-2]
+        yield f"distance of validation images: median {middle:.3f}, {1 - 1 / (len(quantiles) - 1):.0%} below {high:.3f}"
+    versions = ", ".join(f"{package} {version}" for package, version in config.versions.items())
+    if versions:
+        yield f"made with: {versions}"
+    scores = read_scores(folder)
+    if scores:
+        yield f"validation: {_numbers(scores)}"
+    card = folder / "README.md"
+    if card.is_file():
+        yield f"card: {card}"
+    start = " --steps 200" if config.steps == 0 and not config.has_encoder else ""
+    yield f"use: semanticgan segment {shlex.quote(name)} IMAGES{start} --out DIR"
+
+
+def _defaults(config: ModelConfig) -> str:
+    start = "the encoder" if config.has_encoder else "w_avg (there is no encoder)"
+    parts = [f"{start}, then {config.steps} steps of inversion" if config.steps else start]
+    if config.views and config.data.symmetry != "none":
+        parts.append("average over views")
+    if config.zoom:
+        parts.append("second pass on a crop")
+    return f"{', '.join(parts)}; temperature {config.temperature:.3g}"
+
+
+def _sizes(weights: Path) -> str:
+    """Numbers of parameters, from the file's header."""
+    counts: dict[str, int] = {}
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            for key in file.keys():  # noqa: SIM118
+                net = key.partition(".")[0]
+                counts[net] = counts.get(net, 0) + math.prod(file.get_slice(key).get_shape())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{weights}: cannot be read as safetensors ({error}); export or download the model again") from None
+    return ", ".join(f"{net} {count / 1e6:.1f} M" for net, count in sorted(counts.items(), key=lambda item: item[0] != "G"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); expected the config.json of a run or a model") from None
+
+
+def _last_statistics(path: Path) -> dict[str, Any]:
+    """The last whole line of stats.jsonl; a killed run may have left half a line after it."""
+    if not path.is_file():
+        return {}
+    for line in reversed(path.read_text(encoding="utf-8").splitlines()):
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError):
+            continue
+    return {}
+
+
+def _numbers(values: dict[str, Any], prefix: str = "") -> str:
+    parts = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            parts.append(_numbers(value, f"{prefix}{name} "))
+        elif value is not None:
+            parts.append(f"{prefix}{name} {value:.4g}" if isinstance(value, float) else f"{prefix}{name} {value}")
+    return ", ".join(part for part in parts if part)
+
+
+def _quoted(folder: Path) -> str:
+    return shlex.quote(str(folder))

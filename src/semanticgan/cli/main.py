@@ -1,0 +1,310 @@
+"""The command `semanticgan`: a verb per stage. It parses, calls the package, and prints; torch loads inside the verbs."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from semanticgan import __version__
+from semanticgan.errors import UserError
+
+SEED_MAX = 2**63 - 1
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line and return its exit code: 2, and a line a problem, for what the user can mend.
+
+    Defects of ours pass through with their traceback.
+    """
+    usage_error, click_error = typer.BadParameter.__mro__[1:3]
+    try:
+        code = typer.main.get_command(app).main(list(args) or ["--help"], prog_name="semanticgan", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+    except click_error as error:  # type: ignore[misc]
+        message = " ".join(error.format_message().split()).rstrip(".")
+        context = getattr(error, "ctx", None) if isinstance(error, usage_error) else None
+        path = context.command_path if context else "semanticgan"
+        print(f"error: {message}; see {path} --help", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    return 2
+
+
+def say(text: str) -> None:
+    """Progress is plain lines, at once, so that log files can be followed."""
+    print(text, flush=True)
+
+
+def choose_device(name: str) -> str:
+    """`auto` is the first GPU, else the CPU. Raises UserError for a device that cannot compute here."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--device {name}: cannot be used here ({reason}); expected auto, cpu, cuda or cuda:1") from None
+    return name
+
+
+def whole(low: int) -> Callable[[str], int]:
+    """A reader of whole numbers that says what it got and what it expected."""
+
+    def parse(text: str) -> int:
+        with suppress(ValueError):
+            if low <= int(text) <= SEED_MAX:
+                return int(text)
+        raise typer.BadParameter(f"got {str(text)!r}, expected a whole number, {low} or more")
+
+    return parse
+
+
+def number(low: float, high: float, expected: str) -> Callable[[str], float]:
+    """A reader of numbers above `low` and below `high`."""
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            if low < float(text) < high:
+                return float(text)
+        raise typer.BadParameter(f"got {str(text)!r}, expected {expected}")
+
+    return parse
+
+
+def example(*commands: str) -> str:
+    """The end of a help text; \\b keeps its lines as they are."""
+    return "\b\nExample:\n" + "\n".join(f"  semanticgan {command}" for command in commands)
+
+
+POSITIVE = number(0, math.inf, "a number above 0")
+PSI = number(-2, 2, "a number between -2 and 2, usually .5 to 1")
+MORE = " Repeat for several."
+LIST = f"A text file of image paths, one a line, or a folder; looked up as given, else below DATA.{MORE}"
+AUTO = "cpu, cuda, cuda:1, ..., or auto: a GPU if there is one."
+PRESETS = "tiny32, cpu64, cpu128, paper256, or auto (default): by images and device."
+
+DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of the images.", show_default=False)]
+Data = Annotated[Path | None, typer.Option(metavar="DATA", help="Folder of the images; may hold classes.json.")]
+Labeled = Annotated[list[str], typer.Option(metavar="X", help=f"Images with masks. {LIST} Default: every image with a mask.")]
+Unlabeled = Annotated[list[str], typer.Option(metavar="X", help="More images; masks are not read. Default: all but --val's.")]
+Val = Annotated[list[str], typer.Option(metavar="X", help="Images with masks to choose by. Default: a tenth of the labelled.")]
+ImageList = Annotated[str, typer.Option("--list", metavar="X", help=LIST.removesuffix(MORE), show_default=False)]
+Sheet = Annotated[Path, typer.Option(metavar="FILE", help="Where the contact sheet goes.")]
+
+Run = Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder, new or empty.", show_default=False)]
+Preset = Annotated[str | None, typer.Option(metavar="NAME", help=PRESETS)]
+From = Annotated[str | None, typer.Option("--from", metavar="RUN_OR_MODEL", help="Start G, D and E from these.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+RunSeed = Annotated[int | None, typer.Option(parser=whole(0), metavar="N", help="Same seed, same run. Default: 0.")]
+Hours = Annotated[float | None, typer.Option(parser=POSITIVE, metavar="H", help="Time for all stages. Default: by kimg.")]
+Settings = Annotated[list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help=f"A setting.{MORE}")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a run, or a Hugging Face id.", show_default=False)]
+ImagesOrDirs = Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_DIR", help="Images, or folders.", show_default=False)]
+Steps = Annotated[
+    int | None,
+    typer.Option(parser=whole(0), metavar="N", help="Inversion steps; 0: the encoder alone. Default: what validation chose."),
+]
+Batch = Annotated[int, typer.Option(parser=whole(1), metavar="N", help="Images computed at once; speed and memory only.")]
+Device = Annotated[str, typer.Option(metavar="D", help=AUTO)]
+Folder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.", show_default=False)]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write scores and cases as JSON.")]
+CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a line per image.")]
+Num = Annotated[int, typer.Option(parser=whole(1), metavar="N", help="How many pairs.", show_default=False)]
+Seed = Annotated[int, typer.Option(parser=whole(0), metavar="N", help="Same seed, same pairs.")]
+Psi = Annotated[float, typer.Option(parser=PSI, metavar="P", help="Pull towards the mean image: 1 not at all, 0 fully.")]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=".pt or .safetensors.", show_default=False)]
+NewModel = Annotated[Path, typer.Option("--out", metavar="MODEL", help="Model folder, new or empty.", show_default=False)]
+ModelOrRun = Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", show_default=False)]
+Minutes = Annotated[float, typer.Option(parser=POSITIVE, metavar="M", help="Time for the whole job.")]
+
+app = typer.Typer(
+    help="Learn images together with their label maps from many unlabelled and a few labelled images, and segment new ones.",
+    epilog=example("demo", "check my_data", "train --data my_data --out runs/first", "segment runs/first new_images --out found"),
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"semanticgan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=example("check my_data", "check skin --labeled train_40_seed0.txt --val val.txt"))
+def check(
+    data: DataFolder,
+    labeled: Labeled = [],  # noqa: B006
+    unlabeled: Unlabeled = [],  # noqa: B006
+    val: Val = [],  # noqa: B006
+    sheet: Sheet = Path("contact_sheet.png"),
+) -> None:
+    """Say what is in a folder and what is wrong with it.
+
+    Draws a contact sheet with the masks on the images. Exit code 2 if there are errors; warnings do not count.
+    """
+    from semanticgan.cli.output import require_file
+    from semanticgan.data.check import check as check_data
+
+    require_file(sheet, "--sheet")
+    report = check_data(data, labeled, unlabeled, val, sheet)
+    for line in [*report.lines, *(f"warning: {warning}" for warning in report.warnings)]:
+        say(line)
+    if report.errors:
+        raise UserError("\n".join(report.errors))
+    say("no errors")
+
+
+@app.command(
+    epilog=example(
+        "train --data my_data --out runs/first",
+        "train --data skin --labeled train_40_seed0.txt --unlabeled ham10000 --val val.txt \\\n"
+        "      --preset cpu64 --hours 2.5 --out runs/skin",
+        "train --out runs/skin --resume",
+    )
+)
+def train(
+    out: Run,
+    data: Data = None,
+    labeled: Labeled = [],  # noqa: B006
+    unlabeled: Unlabeled = [],  # noqa: B006
+    val: Val = [],  # noqa: B006
+    preset: Preset = None,
+    start_from: From = None,
+    resume: Resume = False,
+    seed: RunSeed = None,
+    hours: Hours = None,
+    device: Device = "auto",
+    overrides: Settings = [],  # noqa: B006
+    dry_run: DryRun = False,
+) -> None:
+    """Train a model: G, its discriminators, then the encoder.
+
+    First stage: p(image, label map); second stage: the encoder, image to latent. The model is exported to RUN/model.
+    """
+    from semanticgan.training.run import Interrupted
+    from semanticgan.training.stages import train as train_stages
+
+    try:
+        train_stages(
+            data=data, out=out, labeled=labeled, unlabeled=unlabeled, val=val, preset=preset, start_from=start_from,
+            resume=resume, seed=seed, hours=hours, device=choose_device(device), overrides=overrides, dry_run=dry_run, say=say,
+        )  # fmt: skip
+    except Interrupted as signal:
+        raise typer.Exit(128 + signal.signum) from None
+
+
+@app.command(
+    epilog=example(
+        "segment models/skin-64 photo.jpg --out found", "segment runs/first hospital_a hospital_b --steps 60 --out found"
+    )
+)
+def segment(
+    model: Model, inputs: ImagesOrDirs, out: Folder, steps: Steps = None, batch: Batch = 32, device: Device = "auto"
+) -> None:
+    """Write the label map of every image.
+
+    With overlays, reconstructions and summary.json. A folder stands for every image below it; folders named masks are
+    left out. Bad files are named, the others done; exit code 2 if there were any.
+    """
+    from semanticgan.cli.inputs import find_inputs
+
+    found = find_inputs(inputs, out)
+    from semanticgan.cli.segment import segment_inputs
+    from semanticgan.model import SemanticGAN
+
+    loaded = SemanticGAN.load(model, device=choose_device(device))
+    segment_inputs(loaded, model, found, out, steps=steps, batch=batch, say=say)
+
+
+@app.command(
+    epilog=example(
+        "evaluate models/skin-64 --data skin --list splits/test.txt",
+        "evaluate runs/first --data skin --list ph2/images --csv ph2.csv",
+    )
+)
+def evaluate(
+    model: Model,
+    images: ImageList,
+    data: Annotated[Path, typer.Option(metavar="DATA", help="Folder of the images.", show_default=False)],
+    steps: Steps = None,
+    batch: Batch = 32,
+    json_file: JsonFile = None,
+    csv_file: CsvFile = None,
+    device: Device = "auto",
+) -> None:
+    """Score a model on images with masks.
+
+    IoU and Dice per image at the mask's own size, then averaged, with 95 % bootstrap intervals.
+    """
+    from semanticgan.cli.scores import evaluate_model
+
+    evaluate_model(model, data, images, steps=steps, batch=batch, json_file=json_file, csv_file=csv_file, device=device, say=say)
+
+
+@app.command(
+    epilog=example("sample models/skin-64 --num 64 --out drawn", "sample runs/first --num 1000 --truncation-psi 0.7 --out drawn")
+)
+def sample(model: Model, num: Num, out: Folder, seed: Seed = 0, truncation_psi: Psi = 1.0, device: Device = "auto") -> None:
+    """Draw images with their label maps from a model.
+
+    Writes images/, masks/, classes.json (so that the folder can be checked and trained on) and grid.png.
+    """
+    from semanticgan.cli.models import write_samples
+
+    write_samples(model, num, out, seed=seed, truncation_psi=truncation_psi, device=device, say=say)
+
+
+@app.command("import", epilog=example("import checkpoint.pt --out models/theirs"))
+def import_checkpoint(checkpoint: Checkpoint, out: NewModel) -> None:
+    """Turn a checkpoint of the authors into a model folder.
+
+    The averaged generator is taken, their encoder left. No code in the file is executed.
+    """
+    from semanticgan.cli.models import import_reference
+
+    import_reference(checkpoint, out, say=say)
+
+
+@app.command(epilog=example("info models/skin-64", "info runs/first"))
+def info(model: ModelOrRun) -> None:
+    """Say what a model is, or how far a run has come."""
+    from semanticgan.cli.card import describe
+
+    for line in describe(model):
+        say(line)
+
+
+@app.command(epilog=example("demo", "demo --out my_demo"))
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to.")] = Path("demo"),
+    minutes: Minutes = 6,
+) -> None:
+    """Do the whole job on drawn scenes in some minutes.
+
+    Trains, then scores both domains beside a small U-Net: a table, and a picture page in --out.
+    """
+    from semanticgan.cli.output import require_writable
+    from semanticgan.demo import run_demo
+
+    require_writable(out, "--out")
+    run_demo(out, minutes)

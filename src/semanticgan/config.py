@@ -1,0 +1,238 @@
+"""Every setting, the presets, and `section.field=value` overrides."""
+
+import json
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from semanticgan.errors import UserError
+from semanticgan.labels import LabelSpec
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    resolution: int = Field(64, description="side of G's images in pixels, a power of two from 16 to 1024")
+    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 colour; unset: grey if every image is")
+    fit: Literal["squash", "pad"] = Field("squash", description="how an image that is not square becomes one")
+    symmetry: Literal["none", "flip", "all"] = Field(
+        "all", description="true symmetries of the images: none, left-right flip, or all eight flips and turns"
+    )
+
+    @model_validator(mode="after")
+    def _power_of_two(self) -> "DataConfig":
+        if not 16 <= self.resolution <= 1024 or self.resolution & (self.resolution - 1):
+            raise ValueError(f"resolution: got {self.resolution}, expected a power of two from 16 to 1024")
+        return self
+
+
+class NetworkConfig(Section):
+    z_dim: int = Field(128, ge=1)
+    w_dim: int = Field(128, ge=1)
+    mapping_layers: int = Field(4, ge=1)
+    widths: dict[int, int] = Field(
+        {4: 128, 8: 128, 16: 128, 32: 64, 64: 32}, description="channels of G and D_img by side in pixels"
+    )
+    mbstd_group: int = Field(4, ge=1, description="minibatch standard deviation: images a group")
+    d_seg_filters: int = Field(32, ge=1)
+    d_seg_scales: int = Field(2, ge=1)
+    d_seg_layers: int = Field(3, ge=1)
+    encoder_widths: tuple[int, ...] = Field((64, 128, 192, 256), min_length=1, description="channels by stage")
+
+
+class GanConfig(Section):
+    kimg: float = Field(40, gt=0, description="length of the stage in thousands of images shown to D_img")
+    batch: int = Field(16, ge=2)
+    lr_g: float = Field(0.002, gt=0)
+    lr_d_img: float = Field(0.002, gt=0)
+    lr_d_seg: float = Field(0.001, gt=0)
+    style_mixing: float = Field(0.9, ge=0, le=1)
+    r1_gamma: float = Field(0.5, ge=0, description="grows with the image's area: 10 at 256 px, .5 at 64 px")
+    r1_gamma_seg: float = Field(10, ge=0)
+    r1_every: int = Field(16, ge=1, description="lazy regularisation: updates between two penalties")
+    pl_weight: float = Field(0, ge=0)
+    pl_every: int = Field(4, ge=1)
+    seg_weight: float = Field(1, ge=0, description="weight of D_seg's verdict in G's loss")
+    feature_matching: float = Field(1, ge=0)
+    ema_half_life_kimg: float = Field(5, gt=0)
+    ema_rampup: float = Field(0.05, gt=0, description="half-life never above this share of the images seen")
+    ada_target: float = Field(0.6, ge=0, le=1, description="wanted mean sign of D_img on real images; 0: no ADA")
+    ada_kimg: float = Field(100, gt=0, description="images over which the augmentation may go from 0 to 1")
+    seg_augment: float = Field(1, ge=0, description="strength of the changes to D_seg's real and fake pairs")
+
+
+class EncoderConfig(Section):
+    kimg: float = Field(60, gt=0, description="length of the stage in thousands of images, all three kinds counted")
+    batch: int = Field(48, ge=3, description="a third each: unlabelled, labelled, G's own samples")
+    lr: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    mse: float = Field(2, ge=0)
+    lpips: float = Field(2, ge=0)
+    labeled: float = Field(1, ge=0, description="weight of cross-entropy + Dice on labelled images")
+    samples: float = Field(1, ge=0, description="weight of cross-entropy + Dice on G's samples")
+    latent: float = Field(0.1, ge=0, description="weight of the whitened distance to the samples' known ws")
+    augment: float = Field(1, ge=0, description="strength of the colour and scale changes to E's input")
+    ema_half_life_kimg: float = Field(2, gt=0)
+    grad_clip: float = Field(5, gt=0)
+
+
+class InversionConfig(Section):
+    lr: float = Field(0.05, gt=0)
+    lpips: float = Field(1, ge=0)
+    mse: float = Field(1, ge=0)
+    prior: float = Field(0.01, ge=0, description="keeps ws where the mapping network puts them")
+    rows: tuple[int, int] | None = Field(None, description="rows of W+ to optimise, [first, last + 1]; unset: all")
+    noise: bool = Field(False, description="optimise the noise maps too")
+    patience: int = Field(10, ge=1, description="an image stops when its loss has not fallen for so many steps")
+
+
+class PredictConfig(Section):
+    views: bool = Field(True, description="average over the symmetries that the data allow")
+    zoom: bool | None = Field(None, description="second pass on a crop round the first mask; unset: by validation")
+    steps: int | None = Field(None, ge=0, description="inversion steps; unset: by validation")
+
+
+class RunConfig(Section):
+    seed: int = Field(0, ge=0)
+    tick_kimg: float = Field(2, gt=0, description="images between two lines of statistics, in thousands")
+    checkpoint_minutes: float = Field(4, ge=0)
+    gan_fraction: float = Field(0.55, gt=0, lt=1, description="share of --hours that the GAN stage gets")
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+
+class Config(Section):
+    preset: str = "cpu64"
+    data: DataConfig = DataConfig()
+    networks: NetworkConfig = NetworkConfig()
+    gan: GanConfig = GanConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    inversion: InversionConfig = InversionConfig()
+    predict: PredictConfig = PredictConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> "Config":
+        sides = [4 << k for k in range(self.data.resolution.bit_length() - 2)]
+        missing = [side for side in sides if side not in self.networks.widths]
+        if missing:
+            raise ValueError(f"networks.widths: no entry for side {missing[0]}; data.resolution {self.data.resolution} needs {sides}")
+        return self
+
+
+class ModelConfig(Section):
+    """`config.json` of an exported model folder."""
+
+    kind: Literal["semanticgan"] = "semanticgan"
+    labels: LabelSpec
+    data: DataConfig
+    networks: NetworkConfig
+    inversion: InversionConfig
+    has_encoder: bool = True
+    views: bool = True
+    zoom: bool = False
+    steps: int = Field(0, ge=0, description="default inversion steps, chosen on validation images")
+    temperature: float = Field(1, gt=0, description="softmax temperature, chosen on validation images")
+    distance_quantiles: tuple[float, ...] = Field((), description="LPIPS of validation images at 0, .05, ..., 1")
+    versions: dict[str, str] = {}
+
+
+# The presets, each as its difference from the defaults above (which are cpu64's).
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny32": {
+        "data": {"resolution": 32},
+        "networks": {"z_dim": 64, "w_dim": 64, "mapping_layers": 2, "widths": {4: 64, 8: 64, 16: 48, 32: 32}, "d_seg_filters": 24, "encoder_widths": (32, 64, 96)},
+        "gan": {"kimg": 12, "r1_gamma": 0.2, "ema_half_life_kimg": 1.5},
+        "encoder": {"kimg": 24},
+        "run": {"tick_kimg": 1, "checkpoint_minutes": 1},
+    },
+    "cpu64": {},
+    "cpu128": {
+        "data": {"resolution": 128},
+        "networks": {"widths": {4: 128, 8: 128, 16: 128, 32: 64, 64: 32, 128: 32}, "encoder_widths": (32, 64, 128, 192, 256)},
+        "gan": {"r1_gamma": 2},
+    },
+    "paper256": {
+        "data": {"resolution": 256},
+        "networks": {
+            "z_dim": 512, "w_dim": 512, "mapping_layers": 8,
+            "widths": {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128},
+            "d_seg_filters": 64, "d_seg_scales": 3, "encoder_widths": (64, 128, 256, 384, 512, 512),
+        },
+        "gan": {"kimg": 3200, "r1_gamma": 10, "pl_weight": 2, "feature_matching": 2, "ema_half_life_kimg": 10},
+        "encoder": {"kimg": 3200, "lr": 1e-3, "mse": 1, "lpips": 10},
+        "inversion": {"lr": 0.1, "mse": 0.1, "noise": True},
+        "run": {"tick_kimg": 4, "checkpoint_minutes": 10},
+    },
+}  # fmt: skip
+
+
+def _merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in change.items():
+        nested = isinstance(value, dict) and isinstance(out.get(key), dict) and key != "widths"
+        out[key] = _merged(out[key], value) if nested else value
+    return out
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`"gan.kimg=12"` -> `{"gan": {"kimg": 12}}`; the value is read as YAML. Raises UserError for another form."""
+    name, equals, value = text.partition("=")
+    section, dot, field = name.strip().partition(".")
+    if not (equals and dot and section and field):
+        raise UserError(f"--set {text}: expected section.field=value, such as gan.kimg=20")
+    try:
+        return {section: {field: yaml.safe_load(value)}}
+    except yaml.YAMLError:
+        raise UserError(f"--set {text}: the value cannot be read; put it in quotes if it has special characters") from None
+
+
+def choose_preset(side: int, device: str) -> str:
+    """The preset that `auto` stands for: by the images' median shorter side in pixels and the device."""
+    if device != "cpu" and side >= 192:
+        return "paper256"
+    return "tiny32" if side < 48 else "cpu64"
+
+
+def build_config(preset: str, overrides: list[str] | tuple[str, ...] = (), seed: int | None = None) -> Config:
+    """A preset with `section.field=value` overrides. Raises UserError naming the field, what was got and expected."""
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: no such preset; expected auto, {', '.join(PRESETS)}")
+    values: dict[str, Any] = _merged({"preset": preset}, PRESETS[preset])
+    for text in overrides:
+        change = parse_override(text)
+        for section, fields in change.items():
+            known = Config.model_fields.get(section)
+            if known is None or section == "preset":
+                sections = [s for s in Config.model_fields if s != "preset"]
+                raise UserError(f"--set {text}: no section {section!r}; expected one of {', '.join(sections)}")
+            names = known.annotation.model_fields  # type: ignore[union-attr]
+            for field in fields:
+                if field not in names:
+                    raise UserError(f"--set {text}: no field {field!r} in {section}; expected one of {', '.join(names)}")
+        values = _merged(values, change)
+    if seed is not None:
+        values = _merged(values, {"run": {"seed": seed}})
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def _explain(error: Any) -> str:
+    field = ".".join(str(part) for part in error["loc"])
+    got = "" if isinstance(error["input"], dict) else f"got {error['input']!r}; "
+    return f"{field or 'config'}: {got}{error['msg'].removeprefix('Value error, ')}"
+
+
+def read_model_config(text: str, name: str) -> ModelConfig:
+    """Parse a model folder's config.json. Raises UserError naming the file and the field."""
+    try:
+        values = json.loads(text)
+        return ModelConfig.model_validate(values)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name}: not JSON ({error}); expected the config.json of an exported model") from None
+    except ValidationError as error:
+        raise UserError(f"{name}: {_explain(error.errors()[0])}; expected the config.json of an exported model") from None

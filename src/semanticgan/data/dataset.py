@@ -1,0 +1,277 @@
+"""Image and mask files -> uint8 arrays."""
+
+import struct
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64, Shaped, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from semanticgan.errors import UserError
+from semanticgan.labels import IGNORE_INDEX, LabelSpec
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+MAX_PIXELS = 200_000_000
+MAX_PROBLEMS = 20
+BIG_PIXELS = 20_000_000  # images above are decoded one at a time, which bounds the memory
+_one_big = threading.Lock()
+
+# Our own limit is checked before decoding; Pillow's warning would only repeat it on a line of its own.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as read: uint8 pixels [H, W, C], and what the file held before."""
+
+    pixels: np.ndarray
+    size: tuple[int, int]  # the file's width and height, after EXIF rotation
+    stretched: bool  # more than 8 bits a channel, stretched between percentiles
+    frames: int = 1  # pictures in the file, of which the first was read
+
+
+def raise_problems(problems: Sequence[str], summary: str = "") -> None:
+    """Raise one UserError with a line a problem, 20 of them at most; nothing if there are none."""
+    if problems:
+        lines = [*([summary] if summary else []), *problems[:MAX_PROBLEMS]]
+        if len(problems) > MAX_PROBLEMS:
+            lines.append(f"and {len(problems) - MAX_PROBLEMS} more")
+        raise UserError("\n".join(lines))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn what Pillow raises on bad files into a UserError that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; correct the list or the path") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: not an image, expected PNG, JPEG, TIFF, BMP or WebP; replace or remove it") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = f"{MAX_PIXELS // 10**6} million pixels"
+        raise UserError(f"{path}: enormous image, expected at most {limit}; make it smaller or remove it") from None
+    except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: broken or truncated image ({reason}); replace or remove it") from None
+
+
+@contextmanager
+def _decoded(path: Path, at_least: int | None = None) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
+    """The file's first picture, upright, and its full width and height.
+
+    With `at_least`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, no side becoming shorter than that.
+    """
+    with _naming(path):
+        image = Image.open(path, formats=FORMATS)
+    with image:
+        with _naming(path):
+            size = image.size
+            if size[0] * size[1] > MAX_PIXELS:
+                raise Image.DecompressionBombError
+        with _one_big if size[0] * size[1] > BIG_PIXELS else nullcontext():
+            with _naming(path):
+                if at_least is not None and image.format in ("JPEG", "MPO"):
+                    image.draft(None, (at_least, at_least))
+                frames = getattr(image, "n_frames", 1) if image.format in ("TIFF", "WEBP", "PNG") else 1
+                image.load()
+                image.info["frames"] = frames
+                turned = image.getexif().get(0x0112, 1) >= 5
+                ImageOps.exif_transpose(image, in_place=True)
+            yield image, (size[1], size[0]) if turned else size
+
+
+def _stretched(values: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """More than 8 bits -> 0..255 between the .1 and 99.9 percentiles; of a large image, of a million of its values."""
+    values = values.astype(np.float32)
+    sample = values.reshape(-1)[:: values.size // 2**20 | 1]  # an odd step, so as not to keep to a few columns
+    sample = sample[np.isfinite(sample)]
+    low, high = np.percentile(sample, (0.1, 99.9)) if sample.size else (0.0, 0.0)
+    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) * (255 / max(high - low, 1e-12))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
+    """A Pillow image of any mode -> mode L or RGB; what is transparent becomes white, as viewers show it."""
+    mode = "L" if channels == 1 else "RGB"
+    if is_deep(image):
+        return Image.fromarray(_stretched(np.asarray(image))).convert(mode)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        clear = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image.alpha_composite(clear)
+    return image.convert("RGB").convert(mode) if image.mode == "P" else image.convert(mode)
+
+
+def _array(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether the image has more than 8 bits a channel and is stretched to 8 when read."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def load_picture(path: Path, channels: int, at_least: int | None = None) -> Picture:
+    """Read an image with what the file held before; `at_least` lets it be halved while both sides stay so long.
+
+    Raises UserError naming the file.
+    """
+    with _decoded(path, at_least) as (image, size):
+        stretched, frames = is_deep(image), image.info.get("frames", 1)
+        pixels = _eight_bits(image, channels)
+        if at_least is not None and (factor := min(pixels.size) // at_least) >= 2:
+            pixels = pixels.reduce(factor)
+        return Picture(_array(pixels), size, stretched, frames)
+
+
+def is_grey(pixels: UInt8[np.ndarray, "h w c"]) -> bool:
+    """Whether the channels are equal, up to the rounding of JPEG."""
+    wide = pixels.astype(np.int16)
+    return all(int(np.abs(wide[:, :, k] - wide[:, :, 0]).max()) <= 2 for k in range(1, pixels.shape[2]))
+
+
+def read_image(path: Path, channels: int) -> UInt8[np.ndarray, "h w c"]:
+    """Read an image upright in 1 or 3 channels: PNG, JPEG, TIFF, BMP or WebP of any mode.
+
+    More than 8 bits a channel are stretched between the .1 and 99.9 percentiles. Raises UserError naming the file
+    when it is missing, not an image, broken, or above 200 million pixels.
+    """
+    return load_picture(path, channels).pixels
+
+
+def to_u8(image: Image.Image | np.ndarray, channels: int) -> UInt8[np.ndarray, "h w c"]:
+    """The conversions of `read_image` for a Pillow image or an array [H, W] or [H, W, 1 to 4] of uint8 or uint16.
+
+    Raises UserError for another shape or type.
+    """
+    if isinstance(image, Image.Image):
+        return _array(_eight_bits(ImageOps.exif_transpose(image), channels))
+    values = np.asarray(image)
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.ndim != 3 or values.shape[2] not in (1, 2, 3, 4) or 0 in values.shape:
+        raise UserError(f"image: got an array of shape {np.shape(image)}, expected [H, W] or [H, W, C] with 1 to 4 channels")
+    if values.dtype == np.uint16:
+        values = _stretched(values)
+    if values.dtype != np.uint8:
+        raise UserError(f"image: got an array of {values.dtype}, expected uint8 (0 to 255) or uint16")
+    values = values[:, :, 0] if values.shape[2] == 1 else values
+    return _array(_eight_bits(Image.fromarray(np.ascontiguousarray(values)), channels))
+
+
+def read_mask_values(path: Path, size: tuple[int, int] | None = None) -> Shaped[np.ndarray, "h w"]:
+    """The values of a mask file as stored: palette indices, or grey levels (a 1-bit mask holds 0 and 255).
+
+    Raises UserError naming the file: JPEG, colour, or another size than `size` (width, height).
+    """
+    with _decoded(path) as (image, full):
+        if image.format in ("JPEG", "MPO"):
+            raise UserError(f"{path}: got a mask in JPEG, which blurs class ids; store masks as PNG")
+        if size is not None and full != size:
+            raise UserError(
+                f"{path}: got a mask of {full[0]}x{full[1]}, expected its image's {size[0]}x{size[1]}; redraw it at that size"
+            )
+        values = np.asarray(image.convert("L") if image.mode == "1" else image)
+    if values.ndim == 3:
+        grey = image.mode in ("LA", "PA") or (values[:, :, :3] == values[:, :, :1]).all()
+        if not grey:
+            raise UserError(f"{path}: got a colour mask ({image.mode}), expected class ids in one grey or palette channel")
+        values = values[:, :, 0]
+    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
+        raise UserError(f"{path}: got a mask of fractions, expected whole class ids")
+    if values.min() < 0:
+        raise UserError(f"{path}: got class id {int(values.min())}, expected 0 or above")
+    return values
+
+
+def read_mask(path: Path, labels: LabelSpec, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
+    """Read a mask as a class map, 255 where ignored; `size` is its image's width and height.
+
+    Raises UserError naming the file: JPEG, colour, another size, an unknown class id.
+    """
+    values = read_mask_values(path, size)
+    try:
+        return labels.to_index(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; correct the mask or classes.json") from None
+
+
+def count_values(path: Path) -> Int64[np.ndarray, "256"]:
+    """How many pixels of a mask file have each value. Raises UserError naming the file."""
+    values = read_mask_values(path)
+    if values.max() > 255:
+        raise UserError(f"{path}: got class id {int(values.max())}, expected 0 to 253, or 255 for ignored pixels")
+    return np.bincount(values.astype(np.uint8).reshape(-1), minlength=256)
+
+
+def labels_from_values(root: Path, holders: dict[int, Path]) -> LabelSpec:
+    """The classes and the coding of masks in which these values occur (each with a file that holds it).
+
+    The names are those of classes.json in the data folder, if there. Raises UserError when a value is no class or a
+    class is never labelled.
+    """
+    found = sorted(holders)
+    binary = IGNORE_INDEX in found and set(found) <= {0, IGNORE_INDEX}
+    used = {1 if binary and v == IGNORE_INDEX else v for v in found} - {IGNORE_INDEX}
+    named = (root / "classes.json").exists()
+    coding = "binary" if binary else "index"
+    if named:
+        labels = LabelSpec.from_file(root / "classes.json", coding)
+    else:
+        labels = LabelSpec.unnamed(min(254, max(2, max(used, default=0) + 1)), coding)
+    source = "classes.json" if named else "the highest class id"
+    expected = f"0 to {labels.num_classes - 1} ({source}), or 255 for ignored pixels"
+    raise_problems([f"{holders[v]}: got class id {v}, expected {expected}" for v in sorted(used) if v >= labels.num_classes])
+    missing = [f"{k} ({labels.names[k]})" for k in range(labels.num_classes) if k not in used]
+    if missing:
+        raise UserError(
+            f"{root}: class {', '.join(missing)} is never labelled in the masks, expected all {labels.num_classes} classes"
+            f" ({source}); label some pixels of each"
+        )
+    return labels
+
+
+def decide_labels(root: Path, mask_files: Sequence[Path]) -> tuple[LabelSpec, tuple[str, ...]]:
+    """The classes and the coding of the masks, decided once over all of them, and the lines that say so.
+
+    Only 0 and 255 occur: 255 is class 1; else 255 is ignored. Raises UserError with every problem.
+    """
+    if not mask_files:
+        raise UserError(f"{root}: no masks, expected at least one; draw some or give --labeled")
+    counts, holders, problems = np.zeros(256, np.int64), {}, []
+    with ThreadPoolExecutor(2) as pool:
+        for path, result in zip(mask_files, pool.map(_try_count, mask_files), strict=True):
+            if isinstance(result, str):
+                problems.append(result)
+            else:
+                counts += result
+                holders = {int(v): path for v in np.flatnonzero(result)} | holders
+    raise_problems(problems)
+    labels = labels_from_values(root, holders)
+    return labels, label_notes(labels, len(mask_files), counts)
+
+
+def _try_count(path: Path) -> np.ndarray | str:
+    try:
+        return count_values(path)
+    except UserError as error:
+        return str(error)
+
+
+def label_notes(labels: LabelSpec, num_masks: int, counts: Int64[np.ndarray, "256"]) -> tuple[str, ...]:
+    """What was decided about the masks, to be said aloud."""
+    if labels.coding == "binary":
+        coding = "only 0 and 255 occur, 255 is class 1"
+    else:
+        ignored = counts[IGNORE_INDEX] / max(1, counts.sum())
+        coding = f"pixels are class ids, 255 is ignored ({ignored:.1%} of pixels)"
+    return (f"masks: {num_masks}, {coding}; classes: {', '.join(labels.names)}",)

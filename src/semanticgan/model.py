@@ -1,0 +1,253 @@
+"""SemanticGAN: a trained model and what it can do. Everything outside the package's core goes through this class."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from semanticgan.config import ModelConfig, read_model_config
+from semanticgan.data.dataset import to_u8
+from semanticgan.data.stream import generator
+from semanticgan.data.transforms import to_u8 as tensor_to_u8
+from semanticgan.errors import UserError
+from semanticgan.inversion import Whitening
+from semanticgan.labels import LabelSpec
+from semanticgan.nn.encoder import Encoder
+from semanticgan.nn.generator import Generator
+from semanticgan.nn.perceptual import LPIPS
+from semanticgan.predict import Found, GeneratorPredictor, predict
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What the model says of one image; maps at the image's own size, the reconstruction at G's."""
+
+    label: UInt8[np.ndarray, "h w"]  # class ids
+    probs: Float[np.ndarray, "k h w"]
+    uncertainty: Float[np.ndarray, "h w"]  # 0..1
+    reconstruction: UInt8[np.ndarray, "r r c"]
+    distance: float  # LPIPS between the image and its reconstruction, both at G's resolution
+
+
+def build_networks(config: ModelConfig) -> tuple[Generator, Encoder | None]:
+    """G and E of the sizes that the config names, with fresh weights."""
+    nets, resolution, channels = config.networks, config.data.resolution, config.data.channels or 3
+    widths = {side: width for side, width in nets.widths.items() if side <= resolution}
+    G = Generator(resolution, config.labels.num_classes, channels, nets.z_dim, nets.w_dim, nets.mapping_layers, widths)
+    E = Encoder(resolution, channels, G.num_ws, nets.w_dim, nets.encoder_widths) if config.has_encoder else None
+    return G, E
+
+
+class SemanticGAN:
+    """G, its encoder, and the settings with which they segment.
+
+    `G` is the averaged generator in float32; bfloat16 is used inside `segment` alone.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        G: Generator,
+        E: Encoder | None = None,  # without one, segmentation needs steps of inversion
+        device: str = "cpu",
+    ) -> None:
+        self.config, self.device = config, torch.device(device)
+        self.G = G.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.E = E.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False) if E is not None else None
+
+    @property
+    def labels(self) -> LabelSpec:
+        return self.config.labels
+
+    @cached_property
+    def lpips(self) -> LPIPS:
+        return LPIPS().to(self.device, memory_format=torch.channels_last)
+
+    @cached_property
+    def whitening(self) -> Whitening:
+        return Whitening.of(self.G)
+
+    # ------------------------------------------------------------ what it does
+
+    def segment(
+        self,
+        images: Sequence[Image.Image | np.ndarray],
+        steps: int | None = None,
+        batch: int = 32,
+        *,
+        views: bool | None = None,
+        zoom: bool | None = None,
+    ) -> list[Segmentation]:
+        """Segment PIL images or uint8 arrays (H, W or H, W, C) of any size, grey or colour.
+
+        `steps` of inversion, 0 for the encoder alone; `steps`, `views` and `zoom` default to what validation chose.
+        No image's result depends on the others. Raises UserError for something that is no image.
+        """
+        return [self.segmentation(found) for found in self.find(images, steps, batch, views=views, zoom=zoom)]
+
+    def find(
+        self,
+        images: Iterable[Image.Image | np.ndarray],
+        steps: int | None = None,
+        batch: int = 32,
+        *,
+        views: bool | None = None,
+        zoom: bool | None = None,
+    ) -> Iterator[Found]:
+        """As `segment`, for a stream of any length: answers at G's resolution, whose maps are made when asked for."""
+        config = self.config
+        return predict(
+            self.predictor(steps),
+            (to_u8(img, config.data.channels or 3) for img in images),
+            resolution=config.data.resolution,
+            fit=config.data.fit,
+            symmetry=config.data.symmetry if (config.views if views is None else views) else "none",
+            zoom=config.zoom if zoom is None else zoom,
+            temperature=config.temperature,
+            batch=batch,
+            device=self.device,
+        )
+
+    @staticmethod
+    def segmentation(found: Found) -> Segmentation:
+        """The full-size maps of one answer of `find`."""
+        label, probs, uncertainty = found.maps()
+        assert found.reconstruction is not None and found.distance is not None  # `predictor` always has LPIPS
+        return Segmentation(label, probs, uncertainty, found.reconstruction, found.distance)
+
+    def predictor(self, steps: int | None = None) -> GeneratorPredictor:
+        """Raises UserError for a negative number of steps, and for 0 without an encoder."""
+        steps = self.config.steps if steps is None else steps
+        if steps < 0:
+            raise UserError(f"steps: got {steps}, expected 0 (the encoder alone) or more")
+        whitening = self.whitening if steps > 0 and self.config.inversion.prior > 0 else None
+        return GeneratorPredictor(self.G, self.E, self.lpips, self.config.inversion, steps, whitening)
+
+    @torch.no_grad()
+    def sample(
+        self, num: int, seed: int = 0, truncation_psi: float = 1.0
+    ) -> Iterator[tuple[UInt8[np.ndarray, "r r c"], UInt8[np.ndarray, "r r"]]]:
+        """`num` images with their label maps; image i depends on (seed, i) alone."""
+        if num < 0:
+            raise UserError(f"num: got {num}, expected 0 or more")
+        for i in range(num):
+            random = generator(seed, "sample", i)
+            ws = self.G.mapping(torch.randn(1, self.G.z_dim, generator=random).to(self.device), truncation_psi)
+            noise = [m.to(self.device) for m in self.G.noise_maps(1, random)]
+            img, seg_logits = self.G.synthesis(ws, noise=noise)
+            yield tensor_to_u8(img)[0].cpu().numpy(), seg_logits[0].argmax(0).byte().cpu().numpy()
+
+    # ------------------------------------------------------------ files
+
+    def save(self, folder: Path | str, card: str) -> None:
+        """Write config.json, model.safetensors (float16) and README.md; the folder appears whole or not at all.
+
+        Raises UserError when the place cannot be written or holds something else than a model.
+        """
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()) and not (folder / "model.safetensors").is_file():
+            raise UserError(f"{folder}: holds something that is no model; name a new folder")
+        tensors = {
+            f"{name}.{key}": value.detach().cpu().half().contiguous()
+            for name, net in (("G", self.G), ("E", self.E)) if net is not None
+            for key, value in net.state_dict().items()
+        }  # fmt: skip
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        try:
+            temporary.mkdir(parents=True)
+            save_file(tensors, temporary / "model.safetensors")
+            (temporary / "config.json").write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in temporary.iterdir():
+                file.replace(folder / file.name)
+            temporary.rmdir()
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder}: the model cannot be written ({error}); name another folder or make room") from None
+
+    @classmethod
+    def load(cls, source: Path | str, device: str = "cpu") -> "SemanticGAN":
+        """From a model folder, a run folder (its `model/`), or a Hugging Face id.
+
+        Nothing of it is executed. Raises UserError when config or weights are missing, foreign or do not fit together.
+        """
+        folder = find_model(source)
+        config = read_model_config((folder / "config.json").read_text(encoding="utf-8"), str(folder / "config.json"))
+        weights = folder / "model.safetensors"
+        try:
+            require_fit(config, weights)
+            tensors = load_file(weights)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{weights}: cannot be read as safetensors ({error}); export or download the model again") from None
+        G, E = build_networks(config)
+        for name, net in (("G", G), ("E", E)):
+            if net is not None:
+                net.load_state_dict({k[2:]: v.float() for k, v in tensors.items() if k.startswith(f"{name}.")})
+        return cls(config, G, E, device)
+
+
+def require_fit(config: ModelConfig, weights: Path) -> None:
+    """Compare names and shapes in the file with the config's networks before any memory is taken for either.
+
+    Raises UserError naming the first tensor that does not fit.
+    """
+    with torch.device("meta"):
+        nets = build_networks(config)
+    wanted = {
+        f"{name}.{key}": tuple(value.shape)
+        for name, net in zip("GE", nets, strict=True) if isinstance(net, nn.Module)
+        for key, value in net.state_dict().items()
+    }  # fmt: skip
+    with safe_open(weights, framework="pt") as file:
+        found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
+            raise UserError(
+                f"{weights}: {key}: got {found.get(key, 'nothing')}, expected {wanted.get(key, 'no such tensor')}; "
+                "weights and config.json are not of one model"
+            )
+
+
+def find_model(source: Path | str) -> Path:
+    """The folder that holds config.json and model.safetensors. Raises UserError saying what is missing."""
+    folder = Path(source)
+    if folder.is_dir():
+        inner = folder / "model"
+        if (folder / "stats.jsonl").exists() or (folder / "checkpoints").is_dir():
+            if not inner.is_dir():
+                raise UserError(f"{folder}: this run has exported no model yet; finish it: semanticgan train --out {folder} --resume")
+            folder = inner
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder}: has no {name}; expected a model folder or a run folder")
+        return folder
+    name = str(source)
+    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"{name}: no such model; expected a model folder, a run folder, or a Hugging Face id such as owner/name")
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors", "README.md"]))
+    except Exception as error:  # the hub's many errors: no such id, no network, no permission
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name}: no such folder, and not to be had from the Hugging Face hub ({reason})") from None
+
+
+def read_scores(folder: Path) -> dict[str, object]:
+    """The validation scores that a run left beside its model, or {}."""
+    path = folder / "validation.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

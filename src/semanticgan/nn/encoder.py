@@ -1,0 +1,75 @@
+"""The encoder E: image -> W+, one row for each layer of G."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with group norm; the first may halve the side."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.norm0 = nn.GroupNorm(8, out_channels)
+        self.conv1 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.norm1 = nn.GroupNorm(8, out_channels)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1, bias=False) if (in_channels, stride) != (out_channels, 1) else None
+        self.stride = stride
+        nn.init.zeros_(self.norm1.weight)  # each block starts as its skip connection
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        y = F.relu(self.norm0(self.conv0(x)), inplace=True)
+        y = self.norm1(self.conv1(y))
+        if self.skip is not None:
+            x = self.skip(F.avg_pool2d(x, 2) if self.stride == 2 else x)
+        return F.relu(x + y, inplace=True)
+
+
+class Encoder(nn.Module):
+    """A residual network whose last map, with every stage's mean, becomes an offset from `w_avg` for each row.
+
+    Where the paper's E has a feature pyramid with a head of its own for each row (211 M parameters), this one has about
+    4 M at 64 px: place comes from the last 4x4 map, colour and texture from the stages' means.
+    """
+
+    def __init__(
+        self,
+        resolution: int,  # side of the images in pixels
+        img_channels: int,  # 1 or 3
+        num_ws: int,  # rows of W+
+        w_dim: int,
+        widths: tuple[int, ...],  # channels of each stage, multiples of 8; every stage halves the side
+    ) -> None:
+        super().__init__()
+        self.resolution = resolution
+        self.num_ws, self.w_dim = num_ws, w_dim
+        self.stem = nn.Conv2d(img_channels, 32, 3, 1, 1)
+        ins = (32, *widths[:-1])
+        self.stages = nn.ModuleList(
+            nn.Sequential(ResidualBlock(i, o, 2), ResidualBlock(o, o, 1)) for i, o in zip(ins, widths, strict=True)
+        )
+        hidden = 512
+        self.narrow = nn.Conv2d(widths[-1], 64, 1)
+        self.mix = nn.Linear(64 * 16 + sum(widths), hidden)
+        self.mix2 = nn.Linear(hidden, hidden)
+        self.rows = nn.Linear(hidden, num_ws * w_dim)
+        nn.init.normal_(self.rows.weight, std=0.1 / hidden**0.5)
+        nn.init.zeros_(self.rows.bias)
+        self.w_avg: Tensor
+        self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def forward(self, img: Float[Tensor, "n c r r"]) -> Float[Tensor, "n num_ws w_dim"]:
+        """ws in float32. Raises ValueError for images of another side than `resolution`."""
+        if img.shape[-1] != self.resolution:
+            raise ValueError(f"E: got images of side {img.shape[-1]}, expected {self.resolution}")
+        x = F.relu(self.stem(img))
+        means = []
+        for stage in self.stages:
+            x = stage(x)
+            means.append(x.mean((2, 3)))
+        place = F.adaptive_avg_pool2d(self.narrow(x), 4).flatten(1)
+        h = F.leaky_relu(self.mix(torch.cat([place, *means], 1)), 0.2)
+        h = h + F.leaky_relu(self.mix2(h), 0.2)
+        return self.w_avg + self.rows(h).float().unflatten(1, (self.num_ws, self.w_dim))

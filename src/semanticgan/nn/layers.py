@@ -1,0 +1,167 @@
+"""Layers with equalised learning rate (arXiv 1710.10196, section 4.1): the weight used is the stored one / sqrt(fan in)."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from semanticgan.nn import ops
+
+
+class EqualLinear(nn.Module):
+    """Linear layer; always in the parameters' own precision, since its inputs are a vector per sample."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias_init: float = 0.0,
+        lr_multiplier: float = 1.0,  # learning rate relative to the other layers, for weight and bias
+        activate: bool = False,  # leaky ReLU times sqrt 2
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((out_features,), bias_init / lr_multiplier))
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        self.bias_gain = lr_multiplier
+        self.activate = activate
+
+    def forward(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
+        with torch.autocast(x.device.type, enabled=False):
+            y = functional.linear(x.to(self.weight.dtype), self.weight * self.weight_gain, self.bias * self.bias_gain)
+            return ops.leaky_relu(y) * ops.LEAKY_GAIN if self.activate else y
+
+
+class EqualConv2d(nn.Module):
+    """Convolution, optionally with bias and leaky ReLU; `gain` multiplies what comes out."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        activate: bool = True,  # adds a bias and the leaky ReLU
+        gain: float = ops.LEAKY_GAIN,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if activate else None
+        self.stride, self.padding = stride, padding
+        self.gain, self.weight_gain = gain, gain / math.sqrt(in_channels * kernel**2)
+
+    def forward(self, x: Float[Tensor, "n i h w"]) -> Float[Tensor, "n o h2 w2"]:
+        # leaky_relu(y) * gain == leaky_relu(y * gain): the gain costs nothing on the weight
+        bias = None if self.bias is None else self.bias * self.gain
+        y = functional.conv2d(x, self.weight * self.weight_gain, bias, self.stride, self.padding)
+        return y if self.bias is None else ops.leaky_relu(y)
+
+
+class StyledConv(nn.Module):
+    """Modulated 3x3 convolution, noise, bias, leaky ReLU (arXiv 1912.04958, figure 2c); `up` doubles the size."""
+
+    up_kernel: Tensor | None
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, up: bool = False) -> None:
+        super().__init__()
+        self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.weight_gain = 1 / math.sqrt(in_channels * 9)
+        self.register_buffer("up_kernel", ops.binomial_kernel(4.0) if up else None, persistent=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "n i h w"],
+        w: Float[Tensor, "n w_dim"],
+        noise: Float[Tensor, "n 1 h2 w2"] | str,  # a map, "random" or "none"
+    ) -> Float[Tensor, "n o h2 w2"]:
+        style, weight = self.affine(w), self.weight * self.weight_gain
+        y = ops.modulated_conv2d(x, weight, style, up_kernel=self.up_kernel)
+        # sqrt 2 of the activation is folded into the three terms below: full-size passes are what costs here
+        demod = (ops.demodulation(weight, style) * ops.LEAKY_GAIN).to(y.dtype)[:, :, None, None]
+        y = torch.addcmul((self.bias * ops.LEAKY_GAIN).to(y.dtype)[None, :, None, None], y, demod)
+        if isinstance(noise, Tensor) or noise == "random":
+            if not isinstance(noise, Tensor):
+                noise = torch.randn(y.shape[0], 1, *y.shape[2:], dtype=y.dtype, device=y.device)
+            y = y + (noise * (self.noise_strength * ops.LEAKY_GAIN)).to(y.dtype)
+        return ops.leaky_relu(y)
+
+
+class ToOutput(nn.Module):
+    """Head of one resolution: modulated 1x1 convolution without demodulation, and bias."""
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int) -> None:
+        super().__init__()
+        self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.weight_gain = 1 / math.sqrt(in_channels)
+
+
+def project(heads: tuple[ToOutput, ...], x: Float[Tensor, "n c h w"], w: Float[Tensor, "n w_dim"]) -> Float[Tensor, "n o h w"]:
+    """Outputs of several heads on the same features, one after the other along the channels, in the parameters' precision."""
+    weight = torch.cat([head.weight * head.weight_gain for head in heads])
+    style = torch.cat([head.affine(w)[:, None].expand(-1, len(head.weight), -1) for head in heads], 1)
+    bias = torch.cat([head.bias for head in heads])
+    return ops.modulated_projection(x, weight, style).to(bias.dtype) + bias[:, None, None]
+
+
+class MinibatchStd(nn.Module):
+    """Appends the mean standard deviation over groups of images as one more channel (arXiv 1710.10196, section 3).
+
+    Groups have `group` images, or the largest divisor of the batch below it; image i shares one with i + N / group.
+    """
+
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c+1 h w"]:
+        n, _, h, w = x.shape
+        size = next(size for size in range(min(self.group, n), 0, -1) if n % size == 0)
+        groups = x.reshape(size, n // size, -1)  # [size, N / size, C H W]
+        std = (groups.var(0, unbiased=False) + 1e-8).sqrt().mean(1)
+        return torch.cat([x, std.repeat(size)[:, None, None, None].expand(n, 1, h, w)], 1)
+
+
+class SpectralConv2d(nn.Module):
+    """Convolution without bias whose weight is divided by its largest singular value (arXiv 1802.05957).
+
+    In training mode each forward does one step of power iteration on the buffers; in evaluation mode they stay.
+    """
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        conv = nn.Conv2d(in_channels, out_channels, kernel, bias=False)
+        self.weight = conv.weight
+        self.stride, self.padding = stride, padding
+        self.register_buffer("u", functional.normalize(torch.randn(out_channels), dim=0))
+        self.register_buffer("v", functional.normalize(torch.randn(in_channels * kernel**2), dim=0))
+
+    def _sigma(self) -> Float[Tensor, ""]:
+        with torch.autocast(self.weight.device.type, enabled=False):
+            matrix = self.weight.flatten(1)
+            if self.training:
+                with torch.no_grad():
+                    self.v.copy_(functional.normalize(matrix.t().mv(self.u), dim=0))
+                    self.u.copy_(functional.normalize(matrix.mv(self.v), dim=0))
+            # copies: the next forward changes the buffers before this one's backward reads them
+            return self.u.clone().dot(matrix.mv(self.v.clone()))
+
+    def forward(self, x: Float[Tensor, "n i h w"]) -> Float[Tensor, "n o h2 w2"]:
+        return functional.conv2d(x, self.weight / self._sigma(), None, self.stride, self.padding)
+
+
+def instance_norm(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Zero mean and unit variance over each sample's channel, statistics in at least float32 (arXiv 1607.08022)."""
+    var, mean = torch.var_mean(x.float() if x.dtype == torch.bfloat16 else x, (2, 3), keepdim=True, unbiased=False)
+    scale = (var + 1e-5).rsqrt()
+    return torch.addcmul((-mean * scale).to(x.dtype), x, scale.to(x.dtype))

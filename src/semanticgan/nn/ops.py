@@ -1,0 +1,98 @@
+"""Up-sampling, blur, activation and modulated convolution, each as a pure function that can be differentiated twice."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+LEAKY_SLOPE = 0.2
+LEAKY_GAIN = math.sqrt(2)  # keeps the second moment of a unit normal through the leaky ReLU
+
+
+def binomial_kernel(gain: float = 1.0) -> Float[Tensor, "4 4"]:
+    """The [1,3,3,1] low-pass filter of StyleGAN2 (arXiv 1912.04958), as an outer product of sum `gain`."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    return torch.outer(taps, taps) * (gain / 64)
+
+
+class _Blur(torch.autograd.Function):
+    """Depthwise filter whose gradient is the same filter again: PyTorch's own is up to a hundred times slower at stride 2."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, padding: int, stride: int) -> Tensor:
+        ctx.save_for_backward(kernel)
+        ctx.geometry = padding, stride, x.shape
+        weight = kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4).contiguous()
+        return functional.conv2d(x, weight, padding=padding, stride=stride, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (kernel,) = ctx.saved_tensors
+        padding, stride, shape = ctx.geometry
+        if stride > 1:  # zeros between the pixels, and below them where the last window left rows over
+            size = [side - 3 + 2 * padding for side in shape[2:]]
+            spread = torch.zeros(*shape[:2], *size, dtype=grad.dtype, device=grad.device)
+            spread = spread.contiguous(memory_format=torch.channels_last)
+            spread[:, :, ::stride, ::stride] = grad
+            grad = spread
+        return _Blur.apply(grad, kernel, 3 - padding, 1), None, None, None
+
+
+def blur(x: Float[Tensor, "n c h w"], kernel: Float[Tensor, "4 4"], padding: int, stride: int = 1) -> Float[Tensor, "n c h2 w2"]:
+    """Filter every channel with the same symmetric kernel, zeros outside; `stride` 2 keeps every second pixel."""
+    return _Blur.apply(x, kernel, padding, stride)
+
+
+def upsample(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 2*h 2*w"]:
+    """Double the size with the [1,3,3,1] filter, zeros outside.
+
+    Those taps are bilinear interpolation except at the border, which the ring of zeros settles.
+    """
+    ringed = functional.pad(x, (1, 1, 1, 1))
+    return functional.interpolate(ringed, scale_factor=2, mode="bilinear", align_corners=False)[:, :, 2:-2, 2:-2]
+
+
+def leaky_relu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Leaky ReLU of slope .2 without a gain: callers fold the sqrt 2 into what comes before it."""
+    return functional.leaky_relu(x, LEAKY_SLOPE)
+
+
+def demodulation(weight: Float[Tensor, "o c kh kw"], style: Float[Tensor, "n c"]) -> Float[Tensor, "n o"]:
+    """1 / norm of each sample's modulated filter (arXiv 1912.04958, eq. 3), in the style's own precision."""
+    with torch.autocast(weight.device.type, enabled=False):
+        return (style.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()
+
+
+def modulated_conv2d(
+    x: Float[Tensor, "n c h w"],
+    weight: Float[Tensor, "o c kh kw"],
+    style: Float[Tensor, "n c"],
+    *,
+    up_kernel: Float[Tensor, "4 4"] | None = None,
+) -> Float[Tensor, "n o h2 w2"]:
+    """Convolution with filters scaled by a style per sample and input channel (arXiv 1912.04958, eq. 1).
+
+    The activations are scaled instead of the filters, so that all samples share one convolution. The demodulation of
+    eq. 3 is a factor per sample and output channel: multiply by `demodulation(weight, style)`. With `up_kernel` the size
+    doubles: a transposed convolution of stride 2, then that blur.
+    """
+    x = x * style.to(x.dtype)[:, :, None, None]
+    if up_kernel is None:
+        return functional.conv2d(x, weight, padding=weight.shape[-1] // 2)
+    return blur(functional.conv_transpose2d(x, weight.transpose(0, 1), stride=2), up_kernel, padding=1)
+
+
+def modulated_projection(
+    x: Float[Tensor, "n c h w"], weight: Float[Tensor, "o c"], style: Float[Tensor, "n o c"]
+) -> Float[Tensor, "n o h w"]:
+    """1x1 modulated convolution without demodulation, a style per output channel, for a handful of outputs.
+
+    Here the filters are so few that scaling them costs nothing, and scaling the activations would be the larger half.
+    """
+    n, c, h, w = x.shape
+    pixels = x.permute(0, 2, 3, 1).reshape(n, h * w, c)  # a view where x is channels-last
+    filters = (weight * style).to(x.dtype)
+    return torch.bmm(pixels, filters.transpose(1, 2)).reshape(n, h, w, -1).permute(0, 3, 1, 2)

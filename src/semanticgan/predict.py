@@ -1,0 +1,257 @@
+"""Any predictor: a stream of images of any size -> their label maps at their own size."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from semanticgan.config import InversionConfig
+from semanticgan.data.transforms import fit_image, fitted_box, to_float, to_u8, unfit, unview, view, view_indices
+from semanticgan.errors import UserError
+from semanticgan.inversion import Whitening, autocast, in_fixed_batches, invert, whitening
+
+Fit = Literal["squash", "pad"]
+Symmetry = Literal["none", "flip", "all"]
+Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels of the image
+
+HELD_BYTES = 2**28  # images kept at full size at once; a larger one is held alone
+FLOOR = 1e-7  # probabilities below it count as it: their logarithm stays finite
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a predictor says of a batch; the reconstruction (-1..1) and its LPIPS distance only where it makes one."""
+
+    probs: Float[Tensor, "n k r r"]
+    reconstruction: Float[Tensor, "n c r r"] | None = None
+    distance: Float[Tensor, " n"] | None = None
+
+
+class Predictor(Protocol):
+    """Images [N, C, R, R] in -1..1 -> class probabilities, each image's bit for bit independent of its batch mates.
+
+    `refine` marks the images as they are given, worth inverting and reconstructing; without it (turned and flipped
+    views) the quickest answer will do. `refines`: whether refined answers are better ones, not the quick ones again.
+    """
+
+    refines: bool
+
+    def __call__(self, img: Float[Tensor, "n c r r"], refine: bool = True) -> Prediction: ...
+
+
+class NetworkPredictor:
+    """A plain segmentation network: img -> seg_logits."""
+
+    refines = False
+
+    def __init__(
+        self,
+        net: Callable[[Tensor], Tensor],  # [N, C, R, R] -> [N, K, R, R], in evaluation mode
+        bf16: bool = True,
+    ) -> None:
+        self.net = net
+        self.bf16 = bf16
+
+    def __call__(self, img: Float[Tensor, "n c r r"], refine: bool = True) -> Prediction:
+        def probs(img: Tensor) -> tuple[Tensor]:
+            return (self.net(img).float().softmax(1),)
+
+        with torch.no_grad(), autocast(img.device, self.bf16):
+            return Prediction(*in_fixed_batches(probs, img))
+
+
+class GeneratorPredictor:
+    """SemanticGAN: the encoder finds ws, `steps` of inversion improve them, G gives label map and reconstruction.
+
+    Without an encoder inversion starts at w_avg, for turned views too. Raises UserError then if `steps` is 0.
+    """
+
+    def __init__(
+        self,
+        G: nn.Module,
+        E: nn.Module | None,
+        lpips: nn.Module | None,  # None: neither distance nor inversion
+        config: InversionConfig,
+        steps: int = 0,
+        prior: Whitening | None = None,  # of G; None: computed if needed
+        bf16: bool = True,
+    ) -> None:
+        if E is None and steps == 0:
+            raise UserError("steps: got 0, but this model has no encoder; ask for steps of inversion, such as --steps 200")
+        if lpips is None and steps > 0:
+            raise ValueError("inversion needs lpips")
+        self.G, self.E, self.lpips = G, E, lpips
+        self.config, self.steps, self.bf16 = config, steps, bf16
+        self.prior = whitening(G) if prior is None and steps > 0 and config.prior > 0 else prior
+
+    @property
+    def refines(self) -> bool:
+        return self.steps > 0
+
+    def __call__(self, img: Float[Tensor, "n c r r"], refine: bool = True) -> Prediction:
+        with torch.no_grad():
+            if self.steps > 0 and (refine or self.E is None):
+                found = invert(self.G, self.lpips, img, self._start(img), self.config, self.steps, self.prior, bf16=self.bf16)
+                out, seg_logits = found.img, found.seg_logits
+            else:
+                with autocast(img.device, self.bf16):
+                    out, seg_logits = in_fixed_batches(lambda img: self.G.synthesis(self.E(img), noise="none"), img)
+            if not refine:
+                return Prediction(seg_logits.softmax(1))
+            return Prediction(seg_logits.softmax(1), out, None if self.lpips is None else self._distance(img, out))
+
+    def _start(self, img: Tensor) -> Tensor:
+        if self.E is None:
+            return self.G.mapping.w_avg.expand(len(img), self.G.num_ws, -1)
+        with autocast(img.device, self.bf16):
+            return in_fixed_batches(lambda img: (self.E(img),), img)[0].float()
+
+    def _distance(self, img: Tensor, out: Tensor) -> Tensor:
+        """LPIPS between image and reconstruction at G's resolution (at least 32 px, the least AlexNet takes)."""
+
+        def distance(img: Tensor, out: Tensor) -> tuple[Tensor]:
+            scale = max(1, 32 // img.shape[-1])
+            a, b = (x.repeat_interleave(scale, -1).repeat_interleave(scale, -2) for x in (img, out.clamp(-1, 1)))
+            return (self.lpips(a, b),)
+
+        with autocast(img.device, self.bf16):
+            return in_fixed_batches(distance, img, out)[0].float()
+
+
+@dataclass(frozen=True)
+class Found:
+    """One image's answer, kept at G's resolution; the maps at the image's own size are made when asked for."""
+
+    size: tuple[int, int]  # height, width of the image
+    fit: Fit
+    temperature: float
+    log_probs: Float[Tensor, "k r r"]
+    box: Box | None  # the crop that was looked at again
+    crop_log_probs: Float[Tensor, "k r r"] | None
+    reconstruction: UInt8[np.ndarray, "r r c"] | None
+    distance: float | None
+
+    def logits(self) -> Float[Tensor, "k h w"]:
+        """Averaged log probabilities, up-sampled to the image's own size, before the temperature."""
+        maps = unfit(self.log_probs[None], self.size, self.fit)[0]
+        if self.box is not None:
+            top, left, bottom, right = self.box
+            maps[:, top:bottom, left:right] = unfit(self.crop_log_probs[None], (bottom - top, right - left), self.fit)[0]
+        return maps
+
+    def label(self) -> UInt8[np.ndarray, "h w"]:
+        return self.logits().argmax(0).byte().numpy()
+
+    def maps(self) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "k h w"], Float[np.ndarray, "h w"]]:
+        """Label, class probabilities, and uncertainty: their entropy over log K, 0..1."""
+        logits = self.logits()
+        label = logits.argmax(0).byte()
+        probs = logits.div_(self.temperature).softmax(0)
+        uncertainty = torch.special.entr(probs).sum(0).div_(math.log(len(probs))).clamp_(0, 1)
+        return label.numpy(), probs.numpy(), uncertainty.numpy()
+
+
+def predict(
+    predictor: Predictor,
+    images: Iterable[UInt8[np.ndarray, "_h _w _c"]],  # of any sizes, with the channels that the predictor knows
+    *,
+    resolution: int,  # side of the predictor's images
+    fit: Fit = "squash",
+    symmetry: Symmetry = "none",  # average over these flips and turns; "none": the plain view alone
+    zoom: bool = False,  # second pass on a crop round the first mask; left out for more than two classes
+    temperature: float = 1.0,
+    batch: int = 32,  # images worked on together
+    device: torch.device | str = "cpu",
+) -> Iterator[Found]:
+    """Answers in the images' order; each is bit for bit the same whatever the other images and their order.
+
+    Images are taken from the iterator as they are needed: at most `batch`, or HELD_BYTES of them, are held at once.
+    """
+    if batch < 1:
+        raise UserError(f"batch: got {batch}, expected at least 1")
+    for group in _groups(images, batch):
+        sizes = [img.shape[:2] for img in group]
+        plain, probs = _look([fit_image(img, resolution, fit) for img in group], predictor, symmetry, device)
+        log_probs = _logs(probs)
+        boxes: list[Box | None] = [None] * len(group)
+        if zoom and probs.shape[1] == 2:
+            boxes = [zoom_box(m, size, fit) for m, size in zip(log_probs, sizes, strict=True)]
+        crops = [fit_image(img[b[0] : b[2], b[1] : b[3]], resolution, fit) for img, b in zip(group, boxes, strict=True) if b]
+        second = iter(_logs(_look(crops, predictor, symmetry, device)[1]) if crops else ())
+        for n, (size, box) in enumerate(zip(sizes, boxes, strict=True)):
+            yield Found(
+                size=size,
+                fit=fit,
+                temperature=temperature,
+                log_probs=log_probs[n],
+                box=box,
+                crop_log_probs=next(second) if box else None,
+                reconstruction=None if plain.reconstruction is None else to_u8(plain.reconstruction[n : n + 1])[0].numpy(),
+                distance=None if plain.distance is None else float(plain.distance[n]),
+            )
+
+
+def _groups(images: Iterable[np.ndarray], batch: int) -> Iterator[list[np.ndarray]]:
+    group: list[np.ndarray] = []
+    for img in images:
+        if group and (len(group) == batch or sum(i.nbytes for i in group) + img.nbytes > HELD_BYTES):
+            yield group
+            group = []
+        group.append(img)
+    if group:
+        yield group
+
+
+def _look(
+    fitted: list[np.ndarray], predictor: Predictor, symmetry: Symmetry, device: torch.device | str
+) -> tuple[Prediction, Tensor]:
+    """The plain view's prediction, and the probabilities averaged over the views, both on the CPU.
+
+    A refined plain view counts as much as all the other views together; a plain one as much as each of them.
+    """
+    img = to_float(torch.from_numpy(np.stack(fitted)).to(device))
+    plain = predictor(img, refine=True)
+    others = [k for k in view_indices(symmetry) if k != 0]
+    probs = plain.probs
+    if others:
+        turned = sum(unview(predictor(view(img, k), refine=False).probs, k) for k in others)
+        weight = len(others) if predictor.refines else 1
+        probs = (weight * probs + turned) / (weight + len(others))
+    cpu = Prediction(*(None if x is None else x.cpu() for x in (plain.probs, plain.reconstruction, plain.distance)))
+    return cpu, probs.cpu()
+
+
+def _logs(probs: Tensor) -> list[Tensor]:
+    """Logarithms, image by image: how a vectorised one rounds can depend on the place in the tensor."""
+    return [p.clamp_min(FLOOR).log() for p in probs]
+
+
+def zoom_box(log_probs: Float[Tensor, "k r r"], size: tuple[int, int], fit: Fit) -> Box | None:
+    """The crop round the foreground: centred at its centre of mass, sides 2 sqrt(its area), at least a quarter of the frame.
+
+    It has the proportions in which the predictor saw the frame: the image's own for "squash", a square for "pad".
+    None where there is no foreground or the crop would be the whole frame.
+    """
+    height, width = size
+    resolution = log_probs.shape[-1]
+    small = fitted_box(height, width, resolution, fit)[2:]
+    foreground = unfit(log_probs[None], small, fit)[0].argmax(0) > 0
+    ys, xs = foreground.nonzero(as_tuple=True)
+    if len(ys) == 0:
+        return None
+    side = max(2 * math.sqrt(len(ys)), resolution / 4)  # in pixels of the fitted frame
+    if side >= resolution:
+        return None
+    spans = []
+    for centre, extent, length in ((ys, small[0], height), (xs, small[1], width)):
+        crop = min(length, max(1, round(side * length / extent)))
+        middle = (float(centre.double().mean()) + 0.5) * length / extent
+        start = min(max(0, round(middle - crop / 2)), length - crop)
+        spans.append((start, start + crop))
+    (top, bottom), (left, right) = spans
+    return top, left, bottom, right

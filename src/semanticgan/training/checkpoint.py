@@ -1,0 +1,82 @@
+"""Everything that a stage must remember, as one object with one list of members."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semanticgan.errors import UserError
+
+
+class State:
+    """Named members with `state_dict` (networks, optimisers) and named numbers; saved and loaded whole.
+
+    Attribute access gives both: `state.G`, `state.nimg = 3`.
+    """
+
+    members: dict[str, Any]
+    numbers: dict[str, float]
+
+    def __init__(self, members: dict[str, Any], numbers: dict[str, float]) -> None:
+        self.__dict__["members"], self.__dict__["numbers"] = members, dict(numbers)
+
+    def __getattr__(self, name: str) -> Any:
+        for group in (self.__dict__["members"], self.__dict__["numbers"]):
+            if name in group:
+                return group[name]
+        raise AttributeError(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.numbers:
+            raise AttributeError(f"{name} is not one of the numbers {list(self.numbers)}")
+        self.numbers[name] = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"members": {k: m.state_dict() for k, m in self.members.items()}, "numbers": dict(self.numbers)}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Raises ValueError where members or numbers are missing or foreign."""
+        for mine, theirs in ((self.members, saved["members"]), (self.numbers, saved["numbers"])):
+            if set(mine) != set(theirs):
+                raise ValueError(f"got members {sorted(theirs)}, expected {sorted(mine)}")
+        for name, member in self.members.items():
+            member.load_state_dict(saved["members"][name])
+        self.numbers.update(saved["numbers"])
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values; the file appears whole or not at all. Raises UserError when the disk is full."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error}); make room, then go on with --resume") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote; nothing in the file is executed. Raises UserError for anything else."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]}); delete it to use an earlier one") from None
+
+
+def stage_checkpoints(folder: Path, stage: str) -> list[Path]:
+    """Checkpoints of a stage, oldest first (their names hold the images seen)."""
+    return sorted((folder / "checkpoints").glob(f"{stage}-[0-9]*.pt"))
+
+
+def save_stage(folder: Path, stage: str, nimg: int, content: dict[str, Any], keep: int = 2) -> Path:
+    """Add a checkpoint of a stage and drop all but the last `keep`."""
+    path = folder / "checkpoints" / f"{stage}-{nimg:09d}.pt"
+    save_checkpoint(path, content)
+    for old in stage_checkpoints(folder, stage)[:-keep]:
+        old.unlink()
+    return path

@@ -1,0 +1,198 @@
+"""Second stage: E learns to explain images through the finished G (SemanticGAN, arXiv 2104.05833, section 3.3, eq. 5-9)."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from semanticgan import losses
+from semanticgan.config import Config, NetworkConfig
+from semanticgan.data import transforms
+from semanticgan.data.stream import Stream, generator
+from semanticgan.ema import ema_decay, update_ema
+from semanticgan.labels import IGNORE_INDEX, LabelSpec
+from semanticgan.metrics.segmentation import confusion, iou
+from semanticgan.nn.encoder import Encoder
+from semanticgan.nn.generator import Generator
+from semanticgan.nn.perceptual import LPIPS
+from semanticgan.training.checkpoint import State, save_checkpoint
+from semanticgan.training.gan import TrainingData
+from semanticgan.training.run import Clock, Run, Stage
+from semanticgan.visuals import grid, save_png, to_rgb
+
+WARMUP = 0.03  # share of the stage in which the learning rate rises
+
+
+@dataclass(frozen=True)
+class ValidationData:
+    """Packed validation images and their class maps; may be empty."""
+
+    images: UInt8[np.ndarray, "n r r c"]
+    labels: UInt8[np.ndarray, "n r r"]
+
+
+def build_encoder(networks: NetworkConfig, resolution: int, channels: int) -> Encoder:
+    num_ws = 2 * int(math.log2(resolution)) - 2
+    return Encoder(resolution, channels, num_ws, networks.w_dim, networks.encoder_widths)
+
+
+def new_encoder_state(config: Config, G: Generator, channels: int, device: str) -> State:
+    """E with fresh weights from the seed, starting at G's mean w; its average and its optimiser."""
+    torch.manual_seed(config.run.seed + 1)
+    E, E_ema = (build_encoder(config.networks, config.data.resolution, channels) for _ in range(2))
+    E.w_avg.copy_(G.mapping.w_avg)
+    E_ema.load_state_dict(E.state_dict())
+    for net in (E, E_ema):
+        net.to(device, memory_format=torch.channels_last)
+    E_ema.eval().requires_grad_(False)
+    opt = torch.optim.AdamW(E.parameters(), config.encoder.lr, betas=(0.9, 0.99), weight_decay=config.encoder.weight_decay, foreach=True)
+    return State({"E": E, "E_ema": E_ema, "opt": opt}, {"nimg": 0, "seconds": 0.0, "best": -1.0})
+
+
+def train_encoder(
+    config: Config, labels: LabelSpec, data: TrainingData, val: ValidationData, G: Generator, lpips: LPIPS,
+    state: State, run: Run, budget: float | None, device: str,
+) -> None:  # fmt: skip
+    """Train to the end of the stage, from wherever `state` stands; keeps `encoder-best.pt` by validation IoU.
+
+    G is frozen. Randomness and the order of the data are functions of (seed, nimg). Raises what `Stage.steps` raises.
+    """
+    trainer = EncoderTrainer(config, labels, data, G, lpips, state, device)
+    clock = Clock(config.encoder.kimg, budget, state.seconds)
+
+    def report(means: dict[str, float], last: bool) -> dict[str, float]:
+        score = trainer.validate(val)
+        if not math.isfinite(score) or score > state.best:
+            state.best = score if math.isfinite(score) else state.best
+            save_checkpoint(run.folder / "checkpoints" / "encoder-best.pt", {"E": state.E_ema.state_dict(), "kimg": state.nimg / 1000})
+        if last or round(state.nimg / 1000 / config.run.tick_kimg) % 4 == 0:
+            save_png(run.folder / "samples" / f"encoder-{state.nimg:09d}.png", trainer.picture(val))
+        return {"val_iou": score, "best_val_iou": state.best}
+
+    stage = Stage("encoder", run, state, clock, batch=trainer.batch, tick_kimg=config.run.tick_kimg,
+                  checkpoint_minutes=config.run.checkpoint_minutes, report=report)  # fmt: skip
+    for nimg in stage.steps():
+        stage.means.add(**trainer.update(nimg, clock.progress(nimg)))
+
+
+class EncoderTrainer:
+    """One step on a third each of unlabelled images, labelled images, and G's own samples."""
+
+    def __init__(
+        self, config: Config, labels: LabelSpec, data: TrainingData, G: Generator, lpips: LPIPS, state: State, device: str
+    ) -> None:
+        self.config, self.weights, self.labels, self.data = config, config.encoder, labels, data
+        self.G, self.lpips, self.state, self.device = G, lpips, state, torch.device(device)
+        self.third = config.encoder.batch // 3
+        self.batch = 3 * self.third
+        self.unlabeled_stream = Stream(len(data.images), config.run.seed, "encoder unlabeled")
+        self.labeled_stream = Stream(len(data.labeled), config.run.seed, "encoder labeled")
+        random = generator(config.run.seed, "w deviation", 0)
+        with torch.no_grad():
+            self.w_deviation = G.mapping.w(torch.randn(10_000, G.z_dim, generator=random).to(self.device)).std(0).clamp(min=1e-6)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16")
+
+    def update(self, nimg: int, progress: float) -> dict[str, Tensor]:
+        n, w, random = self.third, self.weights, generator(self.config.run.seed, "encoder", nimg)
+        real = self.draw_unlabeled(nimg // 3, random)
+        labeled, label = self.draw_labeled(nimg // 3, random)
+        sample, sample_label, clean, ws_known = self.draw_samples(random)
+        with self.autocast():
+            ws = self.state.E(torch.cat([real, labeled, sample]))
+            img, seg_logits = self.G.synthesis(ws, noise="none")
+            distance = self.lpips(enlarged(img[:n]), enlarged(real)).mean()
+        unmoved = len(ws_known)
+        terms = {
+            "mse": torch.nn.functional.mse_loss(img[:n], real),
+            "lpips": distance.float(),
+            "labeled": self.mask_loss(seg_logits[n : 2 * n], label),
+            "samples": self.mask_loss(seg_logits[2 * n :], sample_label),
+            "latent": ((ws[2 * n : 2 * n + unmoved] - ws_known) / self.w_deviation).square().mean(),
+        }
+        loss = sum(getattr(w, name) * term for name, term in terms.items()) + torch.nn.functional.l1_loss(img[2 * n :], clean)
+        return {**self.step(loss, progress), **{name: term.detach() for name, term in terms.items()}}
+
+    def step(self, loss: Tensor, progress: float) -> dict[str, Tensor]:
+        state = self.state
+        lr = self.weights.lr * min(1.0, progress / WARMUP + 0.01) * (1 + math.cos(math.pi * progress)) / 2
+        for group in state.opt.param_groups:
+            group["lr"] = lr
+        state.opt.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(state.E.parameters(), self.weights.grad_clip)
+        state.opt.step()
+        seen = (state.nimg + self.batch) / 1000
+        update_ema(state.E_ema, state.E, ema_decay(self.batch, min(self.weights.ema_half_life_kimg, 0.05 * seen)))
+        return {"loss": loss.detach(), "grad_norm": norm}
+
+    def mask_loss(self, seg_logits: Float[Tensor, "n k r r"], label: Int[Tensor, "n r r"]) -> Float[Tensor, ""]:
+        return losses.cross_entropy(seg_logits, label) + losses.dice_loss(seg_logits, label)
+
+    def draw_unlabeled(self, position: int, random: torch.Generator) -> Float[Tensor, "n c r r"]:
+        chosen = self.unlabeled_stream.indices(position, self.third)
+        img = transforms.to_float(torch.from_numpy(self.data.images[chosen]).to(self.device))
+        return transforms.apply_views(img, transforms.random_views(self.config.data.symmetry, self.third, random))
+
+    def draw_labeled(self, position: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = self.labeled_stream.indices(position, self.third)
+        img = transforms.to_float(torch.from_numpy(self.data.labeled[chosen]).to(self.device))
+        moved, label = self.moved(img, torch.from_numpy(self.data.labels[chosen]).to(self.device).long(), random)
+        return transforms.recolour(moved, random, self.weights.augment), label
+
+    def draw_samples(self, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """G's samples as E sees them, their label maps, the same images in their own colours, and ws of the unmoved half."""
+        n, G = self.third, self.G
+        with torch.no_grad(), self.autocast():
+            ws = G.mapping(torch.randn(n, G.z_dim, generator=random).to(self.device))
+            img, seg_logits = G.synthesis(ws, noise=[m.to(self.device) for m in G.noise_maps(n, random)])
+        img, label, still = img.clamp(-1, 1), seg_logits.argmax(1), n // 2
+        moved, moved_label = self.moved(img[still:], label[still:], random)
+        clean, label = torch.cat([img[:still], moved]), torch.cat([label[:still], moved_label])
+        return transforms.recolour(clean, random, self.weights.augment), label, clean, ws[:still]
+
+    def moved(self, img: Tensor, label: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Image and class map in another place and size; pixels that mostly come from ignored ones stay ignored."""
+        channels = img.shape[1]
+        known = (label != IGNORE_INDEX)[:, None].float()
+        onehot = transforms.onehot_from_label(label, self.labels.num_classes)
+        both = transforms.move(torch.cat([img, onehot, known], 1), random, self.config.data.symmetry, self.weights.augment)
+        moved = both[:, channels:-1].argmax(1)
+        return both[:, :channels], moved.masked_fill(both[:, -1] < 0.5, IGNORE_INDEX)
+
+    @torch.no_grad()
+    def explain(self, images: UInt8[np.ndarray, "n r r c"]) -> tuple[Tensor, Tensor]:
+        """Reconstructions and seg_logits by the averaged encoder, for images at G's resolution."""
+        outs = []
+        for start in range(0, len(images), 32):
+            img = transforms.to_float(torch.from_numpy(images[start : start + 32]).to(self.device))
+            with self.autocast():
+                outs.append(self.G.synthesis(self.state.E_ema(img), noise="none"))
+        return torch.cat([img for img, _ in outs]), torch.cat([seg_logits for _, seg_logits in outs])
+
+    def validate(self, val: ValidationData) -> float:
+        """Mean over images and foreground classes of IoU at G's resolution; NaN without validation images."""
+        if len(val.images) == 0:
+            return math.nan
+        pred = self.explain(val.images)[1].argmax(1).cpu()
+        label = torch.from_numpy(np.asarray(val.labels)).long()
+        per_image = torch.stack([iou(confusion(p, t, self.labels.num_classes))[1:] for p, t in zip(pred, label, strict=True)])
+        return float(per_image.nanmean())
+
+    def picture(self, val: ValidationData) -> UInt8[np.ndarray, "h w 3"]:
+        """Validation images (training images where there are none) above their reconstructions and label maps."""
+        images = np.asarray((val.images if len(val.images) else self.data.images)[:16])
+        img, seg_logits = self.explain(images)
+        label = self.labels.to_colour(seg_logits.argmax(1).byte().cpu().numpy())
+        columns = zip(images, transforms.to_u8(img).cpu().numpy(), label, strict=True)
+        return grid([np.concatenate([to_rgb(i), to_rgb(r), m]) for i, r, m in columns], columns=8)
+
+
+def enlarged(img: Float[Tensor, "n c r r"]) -> Float[Tensor, "n c s s"]:
+    """Doubled until the side is at least 128 px, where LPIPS sees fine structure."""
+    factor = max(1, 128 // img.shape[-1])
+    return torch.nn.functional.interpolate(img, scale_factor=factor, mode="bilinear", align_corners=False) if factor > 1 else img

@@ -1,0 +1,226 @@
+"""The run folder: log, statistics, pictures, time, and the signals that end a run."""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from semanticgan.errors import UserError
+from semanticgan.training.checkpoint import State, save_stage
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; the state has been saved. `signum` says which."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write by way of a temporary file, so that a reader never meets half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+class Run:
+    """One run folder.
+
+    `log.txt` holds what was said, `stats.jsonl` a line of numbers a tick, `samples/` pictures, `checkpoints/` states.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
+        self.folder = folder
+        self._say = say
+        self.stopped_by: int | None = None
+        for name in ("samples", "checkpoints"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+
+    def log(self, text: str) -> None:
+        """Say it, and keep it with the time in log.txt."""
+        self._say(text)
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+    def add_stats(self, values: dict[str, Any]) -> None:
+        """One line of stats.jsonl; NaN and infinity become null, so that every reader can parse it."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        with (self.folder / "stats.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(clean) + "\n")
+
+    def drop_stats_after(self, stage: str, kimg: float) -> None:
+        """Forget what a run wrote after the checkpoint that it goes on from."""
+        path = self.folder / "stats.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:  # the line a killed run was writing
+                continue
+            if values["stage"] != stage or values["kimg"] <= kimg + 1e-9:
+                kept.append(line)
+        write_text(path, "".join(line + "\n" for line in kept))
+
+    @contextmanager
+    def catching_signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM only set `stopped_by`; the loop ends at the next step. A second Ctrl-C ends at once."""
+
+        def on_signal(signum: int, _frame: FrameType | None) -> None:
+            if self.stopped_by is not None:
+                raise KeyboardInterrupt
+            self.stopped_by = signum
+
+        try:
+            before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: its owner handles signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+class Clock:
+    """Time spent in a stage over all its sessions, and how far the stage has come.
+
+    A stage ends by `kimg`, or, with a budget in seconds, at the first tick after the budget is spent.
+    """
+
+    def __init__(self, kimg: float, budget: float | None = None, spent: float = 0.0) -> None:
+        self.kimg, self.budget = kimg, budget
+        self._spent, self._since = spent, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self._spent + time.monotonic() - self._since
+
+    def progress(self, nimg: int) -> float:
+        """0 at the start of the stage, 1 at its end."""
+        return min(1.0, self.seconds / self.budget if self.budget else nimg / (self.kimg * 1000))
+
+    def ended(self, nimg: int, at_tick: bool) -> bool:
+        return at_tick and self.seconds >= self.budget if self.budget else nimg >= self.kimg * 1000
+
+    def left(self, nimg: int, rate: float) -> float:
+        """Seconds to the end at `rate` images a second."""
+        return max(0.0, self.budget - self.seconds if self.budget else (self.kimg * 1000 - nimg) / max(rate, 1e-9))
+
+
+class Means:
+    """Means of named numbers between two ticks; tensors stay where they are until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Any] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, **values: Any) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call."""
+        out = {name: float(self._sums[name]) / self._counts[name] for name in self._sums}
+        self._sums, self._counts = {}, {}
+        return out
+
+
+class Stage:
+    """What the training loops share: `steps` counts, reports, saves and ends.
+
+    `report` is called at every tick with the stage's mean numbers and returns more of them (scores, say).
+    """
+
+    def __init__(
+        self,
+        name: str,  # "gan" or "encoder": the stage in statistics and checkpoints
+        run: Run,
+        state: State,  # has the numbers nimg and seconds
+        clock: Clock,
+        *,
+        batch: int,
+        tick_kimg: float,
+        checkpoint_minutes: float,
+        report: Callable[[dict[str, float], bool], dict[str, Any]],  # (means, last tick of the stage) -> more
+    ) -> None:
+        self.name, self.run, self.state, self.clock = name, run, state, clock
+        self.batch = batch
+        self.means = Means()
+        self._tick = max(1, round(tick_kimg * 1000 / batch)) * batch
+        self._checkpoint_seconds = checkpoint_minutes * 60
+        self._report = report
+
+    def steps(self) -> Iterator[int]:
+        """Yield the images seen so far, once a step, to the end of the stage.
+
+        Raises Interrupted after a signal, and UserError when a loss is not finite; both leave a good checkpoint.
+        """
+        saved_at = tick_at = time.monotonic()
+        tick_nimg = self.state.nimg
+        with self.run.catching_signals():
+            while not self.clock.ended(self.state.nimg, self.state.nimg % self._tick == 0):
+                yield self.state.nimg
+                self.state.nimg += self.batch
+                at_tick = self.state.nimg % self._tick == 0
+                last = self.clock.ended(self.state.nimg, at_tick)
+                if at_tick or last:
+                    self._end_tick((self.state.nimg - tick_nimg) / (time.monotonic() - tick_at), last)
+                    if last or time.monotonic() - saved_at >= self._checkpoint_seconds:
+                        self.save()
+                        saved_at = time.monotonic()
+                    tick_at, tick_nimg = time.monotonic(), self.state.nimg
+                if self.run.stopped_by is not None and not last:
+                    self.save()
+                    raise Interrupted(self.run.stopped_by)
+
+    def save(self) -> None:
+        self.state.seconds = self.clock.seconds
+        save_stage(self.run.folder, self.name, self.state.nimg, self.state.state_dict())
+
+    def _end_tick(self, rate: float, last: bool) -> None:
+        means = self.means.take()
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        kimg = self.state.nimg / 1000
+        if bad:
+            raise UserError(
+                f"{self.name} at {kimg:.1f} kimg: {bad[0]} is not finite; go on from the last checkpoint with --resume, "
+                "or start again with run.precision=fp32 or smaller learning rates"
+            )
+        values = {**means, **self._report(means, last)}
+        numbers = "  ".join(f"{k} {v:.3g}" for k, v in values.items() if isinstance(v, float))
+        left = duration(self.clock.left(self.state.nimg, rate))
+        self.run.log(f"{self.name} {kimg:.1f} kimg  {rate:.1f} images/s  {left} left  {numbers}")
+        self.run.add_stats(
+            {"stage": self.name, "kimg": kimg, "images_per_second": round(rate, 2), "seconds": round(self.clock.seconds, 1), **values}
+        )
+
+
+def duration(seconds: float) -> str:
+    """3725 -> "1h02m"; 125 -> "2m05s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
+
+
+def require_new_folder(folder: Path) -> None:
+    """Raises UserError unless `folder` is absent or an empty folder that can be written."""
+    if folder.is_file():
+        raise UserError(f"--out {folder}: is a file; name a new or empty folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--out {folder}: is not empty; name a new folder, or go on with --resume")
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    probe = existing / f".{folder.name}.probe"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror}); name another folder") from None

@@ -1,0 +1,308 @@
+"""The stages of one `train` command, in order: find and pack the data, train G, train E, choose on validation, export."""
+
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from semanticgan import __version__
+from semanticgan.config import Config, build_config, choose_preset
+from semanticgan.data.dataset import decide_labels, load_picture
+from semanticgan.data.pack import Packed, detect_channels, pack
+from semanticgan.data.sources import Sources, find_sources, mask_path
+from semanticgan.errors import UserError
+from semanticgan.labels import LabelSpec
+from semanticgan.nn.perceptual import LPIPS
+from semanticgan.training.checkpoint import State, load_checkpoint, stage_checkpoints
+from semanticgan.training.encoder import ValidationData, new_encoder_state, train_encoder
+from semanticgan.training.export import export_model
+from semanticgan.training.gan import TrainingData, new_gan_state, train_gan
+from semanticgan.training.run import Interrupted, Run, duration, require_new_folder, write_text
+from semanticgan.training.warm_start import warm_start
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run is made from; kept as the run folder's config.json and three lists."""
+
+    config: Config
+    labels: LabelSpec
+    sources: Sources
+    hours: float | None
+    device: str
+    start_from: str | None
+    command: str
+
+    def write(self, folder: Path) -> None:
+        for name in ("labeled", "unlabeled", "val"):
+            write_text(folder / f"{name}.txt", "".join(f"{path}\n" for path in getattr(self.sources, name)))
+        versions = {"semanticgan": __version__, "torch": torch.__version__, "python": platform.python_version()}
+        content = {
+            "command": self.command, "data": str(self.sources.root), "hours": self.hours, "device": self.device,
+            "start_from": self.start_from, "notes": self.sources.notes, "labels": self.labels.model_dump(mode="json"),
+            "config": self.config.model_dump(mode="json"), "versions": versions,
+        }  # fmt: skip
+        write_text(folder / "config.json", json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Plan":
+        """Raises UserError when the folder is no run."""
+        try:
+            content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            lists = {name: tuple((folder / f"{name}.txt").read_text(encoding="utf-8").splitlines()) for name in ("labeled", "unlabeled", "val")}
+            sources = Sources(root=Path(content["data"]), notes=tuple(content["notes"]), **lists)
+            return cls(Config.model_validate(content["config"]), LabelSpec.model_validate(content["labels"]), sources,
+                       content["hours"], content["device"], content["start_from"], content["command"])  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--out {folder}: --resume needs a run folder, and this one cannot be read as one ({error})") from None
+
+
+def train(
+    *,
+    data: Path | None,
+    out: Path,
+    labeled: list[str],
+    unlabeled: list[str],
+    val: list[str],
+    preset: str | None,
+    start_from: str | None,
+    resume: bool,
+    seed: int | None,
+    hours: float | None,
+    device: str,
+    overrides: list[str],
+    dry_run: bool,
+    say: Say,
+) -> None:
+    """Train a model from a folder of images, or go on with a run; exports `out`/model.
+
+    Raises UserError for whatever the user can mend, and Interrupted when a signal ended the run after its state was saved.
+    """
+    device = resolve_device(device)
+    given = {"data": data, "labeled": labeled, "unlabeled": unlabeled, "val": val, "preset": preset,
+             "seed": seed, "hours": hours, "start_from": start_from, "overrides": overrides}  # fmt: skip
+    if resume:
+        plan = replace(Plan.read(out), device=device)
+        require_same(plan, given)
+    else:
+        require_new_folder(out)
+        plan = make_plan(given, device)
+        for note in plan.sources.notes:
+            say(note)
+    if dry_run:
+        for line in describe(plan):
+            say(line)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        plan.write(out)
+    run = Run(out, say)
+    try:
+        run_stages(plan, run)
+    except Interrupted:
+        run.log(f"saved; go on with: semanticgan train --out {shlex.quote(str(out))} --resume")
+        raise
+
+
+def resolve_device(device: str) -> str:
+    """"auto" is the GPU if there is one. Raises UserError for a device that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: no such device; expected auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: this machine has no usable GPU; use --device cpu")
+    return device
+
+
+def make_plan(given: dict[str, Any], device: str) -> Plan:
+    """Decide everything that the command left open, from the data."""
+    if given["data"] is None:
+        raise UserError("--data: missing; name the folder with your images")
+    if given["hours"] is not None and given["hours"] <= 0:
+        raise UserError(f"--hours {given['hours']}: expected more than 0")
+    sources = find_sources(given["data"], given["labeled"], given["unlabeled"], given["val"])
+    root, notes = sources.root, list(sources.notes)
+    preset = given["preset"] or "auto"
+    if preset == "auto":
+        side = median_side(sources)
+        preset = choose_preset(side, device)
+        notes.append(f"preset: {preset}, for images of {side} px on {device}")
+    config = build_config(preset, given["overrides"], given["seed"])
+    labels, label_notes = decide_labels(root, [mask_path(root / p) for p in (*sources.labeled, *sources.val)])
+    notes += label_notes
+    if config.data.channels is None:
+        channels = detect_channels(root, sources.unlabeled, sources.labeled)
+        notes.append(f"images: {'grey' if channels == 1 else 'colour'}")
+        config = config.model_copy(update={"data": config.data.model_copy(update={"channels": channels})})
+    if config.data.symmetry == "all":
+        notes.append("symmetry: all eight flips and turns; for images with an up set data.symmetry=flip, or none")
+    if len(sources.unlabeled) < config.gan.batch:
+        raise UserError(
+            f"{root}: got {len(sources.unlabeled)} training images, expected at least a batch of {config.gan.batch}; "
+            "add images or lower gan.batch"
+        )
+    start_from = given["start_from"] and str(Path(given["start_from"]).absolute())
+    return Plan(config, labels, replace(sources, notes=tuple(notes)), given["hours"], device, start_from, shlex.join(sys.argv))
+
+
+def median_side(sources: Sources) -> int:
+    """Median shorter side in pixels of up to 100 training images; broken ones do not count."""
+    sides = []
+    for path in sources.unlabeled[:: max(1, len(sources.unlabeled) // 100)]:
+        try:
+            sides.append(min(load_picture(sources.root / path, 3, at_least=64).size))
+        except UserError:
+            continue
+    return int(np.median(sides)) if sides else 64
+
+
+def require_same(plan: Plan, given: dict[str, Any]) -> None:
+    """Raises UserError if options given beside --resume ask for another run than the one in the folder."""
+    wrong: list[str] = []
+    config = plan.config
+    if given["preset"] not in (None, "auto", config.preset):
+        wrong.append(f"--preset: got {given['preset']}, the run has {config.preset}")
+    if given["preset"] or given["overrides"] or given["seed"] is not None:
+        asked = build_config(config.preset, given["overrides"], given["seed"])
+        for text in given["overrides"]:
+            section, field = text.partition("=")[0].strip().split(".", 1)
+            ours, theirs = getattr(getattr(config, section), field), getattr(getattr(asked, section), field)
+            if ours != theirs:
+                wrong.append(f"--set {section}.{field}: got {theirs}, the run has {ours}")
+        if given["seed"] not in (None, config.run.seed):
+            wrong.append(f"--seed: got {given['seed']}, the run has {config.run.seed}")
+    if given["hours"] not in (None, plan.hours):
+        wrong.append(f"--hours: got {given['hours']}, the run has {plan.hours}")
+    if given["data"] is not None and Path(given["data"]).absolute() != plan.sources.root:
+        wrong.append(f"--data: got {given['data']}, the run has {plan.sources.root}")
+    if given["start_from"] and str(Path(given["start_from"]).absolute()) != plan.start_from:
+        wrong.append(f"--from: got {given['start_from']}, the run has {plan.start_from}")
+    if given["labeled"] or given["unlabeled"] or given["val"]:
+        asked_sources = find_sources(plan.sources.root, given["labeled"], given["unlabeled"], given["val"])
+        for name in ("labeled", "unlabeled", "val"):
+            if given[name] and set(getattr(asked_sources, name)) != set(getattr(plan.sources, name)):
+                wrong.append(f"--{name}: got other images than the run has")
+    if wrong:
+        raise UserError("\n".join(f"{w}; with --resume give --out alone, or start a new run" for w in wrong))
+
+
+def describe(plan: Plan) -> list[str]:
+    """What the run would do."""
+    config, sources = plan.config, plan.sources
+    state = new_gan_state(config, plan.labels.num_classes, config.data.channels or 3, "cpu")
+    encoder = new_encoder_state(config, state.G, config.data.channels or 3, "cpu")
+    sizes = {name: net for name, net in (("G", state.G), ("D_img", state.D_img), ("D_seg", state.D_seg), ("E", encoder.E))}
+    millions = ", ".join(f"{name} {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M" for name, net in sizes.items())
+    length = (
+        f"{config.run.gan_fraction:.0%} of {plan.hours} h for the GAN, the rest for the encoder" if plan.hours
+        else f"GAN {config.gan.kimg:g} kimg, encoder {config.encoder.kimg:g} kimg"
+    )  # fmt: skip
+    return [
+        f"data: {sources.root}: {len(sources.unlabeled)} training images, {len(sources.labeled)} of them labelled, {len(sources.val)} for validation",
+        f"preset {config.preset}: {config.data.resolution} px, batch {config.gan.batch}, seed {config.run.seed}, device {plan.device}",
+        f"networks: {millions}",
+        f"length: {length}",
+        "dry run: nothing was written",
+    ]
+
+
+def run_stages(plan: Plan, run: Run) -> None:
+    """From wherever the run folder stands to the exported model."""
+    config, device = plan.config, plan.device
+    data, val = pack_data(plan, run)
+    channels = data.channels
+    gan = new_gan_state(config, plan.labels.num_classes, channels, device)
+    encoder = new_encoder_state(config, gan.G, channels, device)
+    if plan.start_from:
+        for note in warm_start(plan.start_from, gan, encoder):
+            run.log(note)
+    budgets = (None, None)
+    if plan.hours:
+        seconds = plan.hours * 3600
+        budgets = (seconds * config.run.gan_fraction, seconds * (1 - config.run.gan_fraction))
+
+    restore(run, "gan", gan)
+    if not stage_checkpoints(run.folder, "encoder"):
+        run.log(f"GAN: {len(data.images)} images, {len(data.labeled)} labelled, on {device}")
+        train_gan(config, plan.labels, data, gan, run, budgets[0], device)
+    G = gan.G_ema
+    encoder.E.w_avg.copy_(G.mapping.w_avg)
+    encoder.E_ema.w_avg.copy_(G.mapping.w_avg)
+    restore(run, "encoder", encoder)
+    lpips = LPIPS().to(device, memory_format=torch.channels_last)
+    train_encoder(config, plan.labels, data, val, G, lpips, encoder, run, budgets[1], device)
+
+    best = load_checkpoint(run.folder / "checkpoints" / "encoder-best.pt")
+    encoder.E_ema.load_state_dict(best["E"])
+    export_model(
+        run, config, plan.labels, plan.sources, G, encoder.E_ema, device, plan.command,
+        {"gan_kimg": gan.nimg / 1000, "encoder_kimg": encoder.nimg / 1000, "encoder_best_kimg": best["kimg"],
+         "hours": round((gan.seconds + encoder.seconds) / 3600, 3)},
+    )  # fmt: skip
+    run.log(f"done in {duration(gan.seconds + encoder.seconds)} of training: {run.folder / 'model'}")
+
+
+def restore(run: Run, stage: str, state: State) -> None:
+    """Load a stage's newest readable checkpoint, if it has one; an unreadable one is named and passed over."""
+    for path in reversed(stage_checkpoints(run.folder, stage)):
+        try:
+            state.load_state_dict(load_checkpoint(path))
+        except UserError as error:
+            run.log(f"warning: {error}")
+            continue
+        run.drop_stats_after(stage, state.nimg / 1000)
+        run.log(f"{stage}: goes on from {path.name} at {state.nimg / 1000:.1f} kimg")
+        return
+
+
+def pack_data(plan: Plan, run: Run) -> tuple[TrainingData, ValidationData]:
+    """Pack (or find packed) the three sets; says what was left out."""
+    config, sources = plan.config, plan.sources
+
+    def packed(name: str, paths: tuple[str, ...], labels: LabelSpec | None) -> Packed:
+        def progress(done: int, total: int) -> None:
+            if done and done % 2000 == 0:
+                run.log(f"packing {name}: {done} of {total}")
+
+        result = pack(sources.root, paths, data=config.data, labels=labels, progress=progress)
+        for line in (*result.notes, *result.left_out):
+            run.log(f"{name}: {line}")
+        return result
+
+    labeled = packed("labelled", sources.labeled, plan.labels)
+    unlabeled = packed("unlabelled", sources.unlabeled, None)
+    assert labeled.labels is not None
+    require_all_classes(sources.root, plan.labels, labeled.labels)
+    if not sources.val:
+        side, channels = config.data.resolution, config.data.channels or 3
+        val = ValidationData(np.zeros((0, side, side, channels), np.uint8), np.zeros((0, side, side), np.uint8))
+    else:
+        packed_val = packed("validation", sources.val, plan.labels)
+        assert packed_val.labels is not None
+        val = ValidationData(packed_val.images, packed_val.labels)
+    return TrainingData(unlabeled.images, labeled.images, labeled.labels), val
+
+
+def require_all_classes(root: Path, labels: LabelSpec, packed: np.ndarray) -> None:
+    """Raises UserError if a class has no pixel left in the training masks at G's resolution."""
+    seen = np.unique(packed)
+    missing = [name for k, name in enumerate(labels.names) if k not in seen]
+    if missing:
+        raise UserError(
+            f"{root}: class {', '.join(missing)} has no pixel in the labelled training images at {packed.shape[-1]} px; "
+            "label images that show it, raise data.resolution, or take it out of classes.json"
+        )

@@ -1,0 +1,51 @@
+"""Start from another run's or model's networks, to add labels or images."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from semanticgan.errors import UserError
+from semanticgan.model import SemanticGAN
+from semanticgan.training.checkpoint import State, load_checkpoint, stage_checkpoints
+
+
+def warm_start(source: str, gan: State, encoder: State) -> list[str]:
+    """Copy G, D_img, D_seg and E as far as `source` has them (a model folder has no discriminators); says what was taken.
+
+    Optimisers start fresh. Raises UserError when the sizes differ.
+    """
+    checkpoints = stage_checkpoints(Path(source), "gan")
+    taken: list[str] = []
+    if checkpoints:
+        saved = load_checkpoint(checkpoints[-1])["members"]
+        for name in ("G", "G_ema", "D_img", "D_seg"):
+            copy_weights(source, name, gan.members[name], saved[name])
+            taken.append(name)
+        best = Path(source) / "checkpoints" / "encoder-best.pt"
+        weights = load_checkpoint(best)["E"] if best.is_file() else None
+    else:
+        model = SemanticGAN.load(source)
+        for name in ("G", "G_ema"):
+            copy_weights(source, name, gan.members[name], model.G.state_dict())
+        taken.append("G")
+        weights = model.E.state_dict() if model.E is not None else None
+    if weights is not None:
+        for name in ("E", "E_ema"):
+            copy_weights(source, name, encoder.members[name], weights)
+        taken.append("E")
+    fresh = [name for name in ("D_img", "D_seg", "E") if name not in taken]
+    notes = [f"from {source}: {', '.join(taken)}"]
+    return [*notes, f"from {source}: has no {', '.join(fresh)}; they start fresh"] if fresh else notes
+
+
+def copy_weights(source: str, name: str, net: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Raises UserError naming the first tensor whose shape differs."""
+    mine = net.state_dict()
+    for key in sorted(mine.keys() | weights.keys()):
+        shapes = [tuple(d[key].shape) if key in d else "nothing" for d in (weights, mine)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"--from {source}: {name}.{key}: got {shapes[0]}, expected {shapes[1]}; "
+                "use the preset, resolution, classes and sizes of the run it comes from"
+            )
+    net.load_state_dict(weights)

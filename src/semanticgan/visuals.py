@@ -1,0 +1,94 @@
+"""Label maps on images, grids of images, and picture files written whole or not at all."""
+
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Integer, UInt8
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from semanticgan.errors import UserError
+from semanticgan.labels import LabelSpec
+
+
+def to_rgb(img: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+    """One grey or three colour channels -> three."""
+    return np.repeat(img, 3, axis=2) if img.shape[2] == 1 else img
+
+
+def overlay(
+    img: UInt8[np.ndarray, "h w c"], label: Integer[np.ndarray, "h w"], labels: LabelSpec, alpha: float = 0.5
+) -> UInt8[np.ndarray, "h w c2"]:
+    """The image in colour with its label map over it: alpha of the class's colour inside, all of it on the border.
+
+    Class 0 is left clear; ignored pixels are white.
+    """
+    out = to_rgb(img).astype(np.float32)
+    label = label.astype(np.uint8)
+    colour = labels.to_colour(label).astype(np.float32)
+    opacity = np.where(label > 0, np.where(_border(label), 1.0, alpha), 0.0)[:, :, None]
+    return np.rint(out + (colour - out) * opacity).astype(np.uint8)
+
+
+def _border(label: UInt8[np.ndarray, "h w"]) -> np.ndarray:
+    """Pixels with another class among their eight neighbours, on images large enough for a line to help."""
+    if min(label.shape) < 48:
+        return np.zeros(label.shape, bool)
+    image = Image.fromarray(label)
+    return np.asarray(image.filter(ImageFilter.MaxFilter(3))) != np.asarray(image.filter(ImageFilter.MinFilter(3)))
+
+
+def grid(images: Sequence[UInt8[np.ndarray, "h w 3"]], columns: int, gap: int = 2) -> UInt8[np.ndarray, "gh gw 3"]:
+    """Images row by row on white, each centred in a cell of the largest one's size."""
+    if not images or columns < 1:
+        raise ValueError(f"grid: got {len(images)} images in {columns} columns, expected at least 1 of each")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    cell_h, cell_w = max(i.shape[0] for i in images), max(i.shape[1] for i in images)
+    out = np.full((rows * (cell_h + gap) - gap, columns * (cell_w + gap) - gap, 3), 255, np.uint8)
+    for k, image in enumerate(images):
+        h, w = image.shape[:2]
+        top = k // columns * (cell_h + gap) + (cell_h - h) // 2
+        left = k % columns * (cell_w + gap) + (cell_w - w) // 2
+        out[top : top + h, left : left + w] = image
+    return out
+
+
+def sample_grid(
+    img: Float[Tensor, "n c h w"], seg_logits: Float[Tensor, "n k h w"], labels: LabelSpec, columns: int = 8
+) -> UInt8[np.ndarray, "gh gw 3"]:
+    """Generated images, below each its label map in the classes' colours; `columns` pairs a row."""
+    pixels = img.detach().float().mul(127.5).add(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    label = seg_logits.detach().argmax(1).byte().cpu().numpy()
+    pairs = [np.concatenate([to_rgb(p), labels.to_colour(m)]) for p, m in zip(pixels, label, strict=True)]
+    return grid(pairs, columns)
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    """Write a PNG under another name, then rename, so that a half-written file never bears the name."""
+    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place or free space") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def save_png(path: Path, img: UInt8[np.ndarray, "h w c"]) -> None:
+    """Write an image of 1 or 3 channels as PNG, whole or not at all. Raises UserError when the place cannot be written."""
+    _save(path, Image.fromarray(img[:, :, 0] if img.shape[2] == 1 else img))
+
+
+def save_label_png(path: Path, label: Integer[np.ndarray, "h w"], labels: LabelSpec) -> None:
+    """Write a label map as a palette PNG whose pixel values are the class ids, whole or not at all."""
+    image = Image.fromarray(label.astype(np.uint8))
+    image.putpalette(labels.palette_bytes())
+    _save(path, image)

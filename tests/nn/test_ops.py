@@ -1,0 +1,106 @@
+"""Every operation against its plain definition, and its first and second derivative in float64."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from semanticgan.nn import ops
+
+EXACT = {"atol": 1e-12, "rtol": 1e-10}  # float64, sums of a few hundred terms of size 1
+
+
+def randn(*shape, grad=True):
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=grad)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def check_derivatives(f, *inputs):
+    assert torch.autograd.gradcheck(f, inputs)
+    assert torch.autograd.gradgradcheck(f, inputs)
+
+
+def kernel(gain=1.0):
+    return ops.binomial_kernel(gain).double()
+
+
+def upfirdn(x, kernel, up, pad):
+    """Zeros between the pixels, zeros around them, then a full filter of each channel: the definition."""
+    n, c, h, w = x.shape
+    spread = x.new_zeros(n, c, h * up, w * up)
+    spread[:, :, ::up, ::up] = x
+    spread = functional.pad(spread, (pad[0], pad[1], pad[0], pad[1])).reshape(n * c, 1, h * up + sum(pad), w * up + sum(pad))
+    y = functional.conv2d(spread, kernel.flip(0, 1)[None, None])
+    return y.reshape(n, c, *y.shape[2:])
+
+
+def modulated_by_sample(x, weight, style, up_kernel):
+    """A filter per sample, demodulated (arXiv 1912.04958, eq. 1 and 3), one sample after the other: the definition."""
+    outputs = []
+    for sample, scale in zip(x, style, strict=True):
+        w = weight * scale[None, :, None, None]
+        w = w / (w.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        if up_kernel is None:
+            outputs.append(functional.conv2d(sample[None], w, padding=1))
+        else:
+            spread = functional.conv_transpose2d(sample[None], w.transpose(0, 1), stride=2)
+            outputs.append(upfirdn(spread, up_kernel, 1, (1, 1)))
+    return torch.cat(outputs)
+
+
+def test_kernel_is_the_binomial_one_with_the_gain_as_its_sum():
+    assert ops.binomial_kernel().sum() == 1
+    assert (ops.binomial_kernel(4.0)[1] * 16).tolist() == [3, 9, 9, 3]
+    # exact in bfloat16, so the precision of training changes no tap
+    assert torch.equal(ops.binomial_kernel(4.0).bfloat16().float(), ops.binomial_kernel(4.0))
+
+
+@pytest.mark.parametrize("padding", [1, 2])
+def test_blur_is_the_plain_filter(padding):
+    x = randn(2, 3, 6, 8)
+    torch.testing.assert_close(ops.blur(x, kernel(), padding), upfirdn(x, kernel(), 1, (padding, padding)), **EXACT)
+
+
+def test_strided_blur_keeps_every_second_pixel():
+    x = randn(2, 3, 8, 6)
+    torch.testing.assert_close(ops.blur(x, kernel(), 1, 2), ops.blur(x, kernel(), 1)[:, :, ::2, ::2], **EXACT)
+
+
+@pytest.mark.parametrize(("side", "padding", "stride"), [(5, 1, 1), (5, 2, 1), (6, 1, 2), (5, 2, 2)])
+def test_blur_derivatives(side, padding, stride):
+    check_derivatives(lambda x: ops.blur(x, kernel(), padding, stride), randn(2, 2, side, side))
+
+
+def test_upsample_is_the_plain_filter_at_the_border_too():
+    x = randn(2, 3, 4, 6)
+    torch.testing.assert_close(ops.upsample(x), upfirdn(x, kernel(4.0), 2, (2, 1)), **EXACT)
+    check_derivatives(ops.upsample, randn(1, 2, 3, 3))
+
+
+def test_leaky_relu():
+    torch.testing.assert_close(ops.leaky_relu(torch.tensor([2.0, -2.0])), torch.tensor([2.0, -0.4]))
+    check_derivatives(ops.leaky_relu, randn(2, 3, 2, 2))
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_modulated_convolution_is_a_filter_per_sample(up):
+    x, weight, style = randn(3, 4, 5, 5), randn(6, 4, 3, 3), randn(3, 4)
+    up_kernel = kernel(4.0) if up else None
+
+    def fast(x, weight, style):
+        return ops.modulated_conv2d(x, weight, style, up_kernel=up_kernel) * ops.demodulation(weight, style)[:, :, None, None]
+
+    expected = modulated_by_sample(x, weight, style, up_kernel)
+    torch.testing.assert_close(fast(x, weight, style), expected, **EXACT)
+    check_derivatives(fast, randn(2, 2, 3, 3), randn(2, 2, 3, 3), randn(2, 2))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_modulated_projection_is_a_filter_per_sample_and_output(layout):
+    x, weight, style = randn(3, 4, 5, 6), randn(2, 4), randn(3, 2, 4)
+    expected = torch.stack([torch.einsum("oc,chw->ohw", weight * s, sample) for sample, s in zip(x, style, strict=True)])
+    torch.testing.assert_close(ops.modulated_projection(x.contiguous(memory_format=layout), weight, style), expected, **EXACT)
+    check_derivatives(ops.modulated_projection, randn(2, 2, 2, 2), randn(2, 2), randn(2, 2, 2))
