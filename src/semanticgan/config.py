@@ -1,13 +1,16 @@
 """Every setting, the presets, and `section.field=value` overrides."""
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
+
+Width = Annotated[int, Field(ge=1, le=8192)]
+EncoderWidth = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 
 
 class Section(BaseModel):
@@ -22,25 +25,28 @@ class DataConfig(Section):
         "all", description="true symmetries of the images: none, left-right flip, or all eight flips and turns"
     )
 
-    @model_validator(mode="after")
-    def _power_of_two(self) -> "DataConfig":
-        if not 16 <= self.resolution <= 1024 or self.resolution & (self.resolution - 1):
-            raise ValueError(f"resolution: got {self.resolution}, expected a power of two from 16 to 1024")
-        return self
+    @field_validator("resolution")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if not 16 <= value <= 1024 or value & (value - 1):
+            raise ValueError(f"got {value}, expected a power of two from 16 to 1024")
+        return value
 
 
 class NetworkConfig(Section):
-    z_dim: int = Field(128, ge=1)
-    w_dim: int = Field(128, ge=1)
-    mapping_layers: int = Field(4, ge=1)
-    widths: dict[int, int] = Field(
+    z_dim: Width = 128
+    w_dim: Width = 128
+    mapping_layers: int = Field(4, ge=1, le=64)
+    widths: dict[int, Width] = Field(
         {4: 128, 8: 128, 16: 128, 32: 64, 64: 32}, description="channels of G and D_img by side in pixels"
     )
     mbstd_group: int = Field(4, ge=1, description="minibatch standard deviation: images a group")
-    d_seg_filters: int = Field(32, ge=1)
-    d_seg_scales: int = Field(2, ge=1)
-    d_seg_layers: int = Field(3, ge=1)
-    encoder_widths: tuple[int, ...] = Field((64, 128, 192, 256), min_length=1, description="channels by stage")
+    d_seg_filters: Width = 32
+    d_seg_scales: int = Field(2, ge=1, le=8)
+    d_seg_layers: int = Field(3, ge=1, le=16)
+    encoder_widths: tuple[EncoderWidth, ...] = Field(
+        (64, 128, 192, 256), min_length=1, description="channels by stage; every stage halves the side"
+    )
 
 
 class GanConfig(Section):
@@ -65,15 +71,15 @@ class GanConfig(Section):
 
 
 class EncoderConfig(Section):
-    kimg: float = Field(60, gt=0, description="length of the stage in thousands of images, all three kinds counted")
-    batch: int = Field(48, ge=3, description="a third each: unlabelled, labelled, G's own samples")
-    lr: float = Field(5e-4, gt=0)
+    kimg: float = Field(150, gt=0, description="length of the stage in thousands of images, all three kinds counted")
+    batch: int = Field(48, ge=6, description="a third each: unlabelled, labelled, G's own samples")
+    lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     mse: float = Field(2, ge=0)
     lpips: float = Field(2, ge=0)
     labeled: float = Field(1, ge=0, description="weight of cross-entropy + Dice on labelled images")
     samples: float = Field(1, ge=0, description="weight of cross-entropy + Dice on G's samples")
-    latent: float = Field(0.1, ge=0, description="weight of the whitened distance to the samples' known ws")
+    latent: float = Field(0.3, ge=0, description="weight of the whitened distance to the samples' known ws")
     augment: float = Field(1, ge=0, description="strength of the colour and scale changes to E's input")
     ema_half_life_kimg: float = Field(2, gt=0)
     grad_clip: float = Field(5, gt=0)
@@ -96,7 +102,7 @@ class PredictConfig(Section):
 
 
 class RunConfig(Section):
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     tick_kimg: float = Field(2, gt=0, description="images between two lines of statistics, in thousands")
     checkpoint_minutes: float = Field(4, ge=0)
     gan_fraction: float = Field(0.55, gt=0, lt=1, description="share of --hours that the GAN stage gets")
@@ -114,12 +120,22 @@ class Config(Section):
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
-    def _widths_fit(self) -> "Config":
-        sides = [4 << k for k in range(self.data.resolution.bit_length() - 2)]
-        missing = [side for side in sides if side not in self.networks.widths]
-        if missing:
-            raise ValueError(f"networks.widths: no entry for side {missing[0]}; data.resolution {self.data.resolution} needs {sides}")
+    def _sizes_fit(self) -> "Config":
+        require_sizes_fit(self.data, self.networks)
         return self
+
+
+def require_sizes_fit(data: DataConfig, networks: NetworkConfig) -> None:
+    """Raises ValueError unless the networks have a width for every side and the encoder's last stage a pixel."""
+    sides = [4 << k for k in range(data.resolution.bit_length() - 2)]
+    missing = [side for side in sides if side not in networks.widths]
+    if missing:
+        raise ValueError(f"networks.widths: no entry for side {missing[0]}; data.resolution {data.resolution} needs {sides}")
+    stages, most = len(networks.encoder_widths), data.resolution.bit_length() - 1
+    if stages > most:
+        raise ValueError(
+            f"networks.encoder_widths: got {stages} stages, expected at most {most} for data.resolution {data.resolution}"
+        )
 
 
 class ModelConfig(Section):
@@ -138,12 +154,20 @@ class ModelConfig(Section):
     distance_quantiles: tuple[float, ...] = Field((), description="LPIPS of validation images at 0, .05, ..., 1")
     versions: dict[str, str] = {}
 
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "ModelConfig":
+        require_sizes_fit(self.data, self.networks)
+        return self
+
 
 # The presets, each as its difference from the defaults above (which are cpu64's).
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny32": {
         "data": {"resolution": 32},
-        "networks": {"z_dim": 64, "w_dim": 64, "mapping_layers": 2, "widths": {4: 64, 8: 64, 16: 48, 32: 32}, "d_seg_filters": 24, "encoder_widths": (32, 64, 96)},
+        "networks": {
+            "z_dim": 64, "w_dim": 64, "mapping_layers": 2, "widths": {4: 64, 8: 64, 16: 48, 32: 32},
+            "d_seg_filters": 24, "encoder_widths": (32, 64, 96),
+        },
         "gan": {"kimg": 12, "r1_gamma": 0.2, "ema_half_life_kimg": 1.5},
         "encoder": {"kimg": 24},
         "run": {"tick_kimg": 1, "checkpoint_minutes": 1},
@@ -185,7 +209,7 @@ def parse_override(text: str) -> dict[str, Any]:
         raise UserError(f"--set {text}: expected section.field=value, such as gan.kimg=20")
     try:
         return {section: {field: yaml.safe_load(value)}}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: such as the 45th of a month
         raise UserError(f"--set {text}: the value cannot be read; put it in quotes if it has special characters") from None
 
 
@@ -222,9 +246,13 @@ def build_config(preset: str, overrides: list[str] | tuple[str, ...] = (), seed:
 
 
 def _explain(error: Any) -> str:
-    field = ".".join(str(part) for part in error["loc"])
-    got = "" if isinstance(error["input"], dict) else f"got {error['input']!r}; "
-    return f"{field or 'config'}: {got}{error['msg'].removeprefix('Value error, ')}"
+    field = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":  # one of ours: says itself what it got
+        return f"{field}: {message}" if field else message
+    value = repr(error["input"])
+    got = "" if isinstance(error["input"], dict) else f"got {value if len(value) <= 100 else value[:97] + '...'}; "
+    return f"{field or 'config'}: {got}{message}"
 
 
 def read_model_config(text: str, name: str) -> ModelConfig:
@@ -232,7 +260,7 @@ def read_model_config(text: str, name: str) -> ModelConfig:
     try:
         values = json.loads(text)
         return ModelConfig.model_validate(values)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name}: not JSON ({error}); expected the config.json of an exported model") from None
     except ValidationError as error:
         raise UserError(f"{name}: {_explain(error.errors()[0])}; expected the config.json of an exported model") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not JSON ({error}); expected the config.json of an exported model") from None

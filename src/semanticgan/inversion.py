@@ -1,4 +1,4 @@
-"""Test-time optimisation only: the latent code that explains an image (arXiv 2104.05833, section 3.3). Tensors in, tensors out."""
+"""Test-time optimisation: the latent code that explains an image (arXiv 2104.05833, section 3.3). Tensors in, tensors out."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from semanticgan.config import InversionConfig
 from semanticgan.errors import UserError
+from semanticgan.nn.generator import Generator
+from semanticgan.nn.perceptual import LPIPS
 
 PERCEPTUAL_SIDE = 128  # pixels; LPIPS sees smaller images enlarged to it
 SETTLED = 1e-3  # a loss that falls by less than this share of itself has not fallen
@@ -42,7 +44,7 @@ def fixed_batches(index: Int[Tensor, " n"], size: int) -> Iterator[Int[Tensor, "
         yield torch.cat([piece, piece[-1:].expand(size - len(piece))])
 
 
-def in_fixed_batches(f: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> list[Tensor]:
+def in_fixed_batches(f: Callable[..., Tensor | Sequence[Tensor]], *inputs: Tensor) -> list[Tensor]:
     """f over samples (first axis), in batches of one size whatever their number.
 
     Convolutions and matrix products sum in an order that depends on the batch's size, but not on the place in it: so
@@ -51,7 +53,8 @@ def in_fixed_batches(f: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> lis
     device = inputs[0].device
     n, parts = len(inputs[0]), []
     for index in fixed_batches(torch.arange(n, device=device), fixed_batch(device)):
-        parts.append(f(*(_take(x, index) for x in inputs)))
+        outs = f(*(_take(x, index) for x in inputs))
+        parts.append([outs] if isinstance(outs, Tensor) else outs)
     return [torch.cat(outs)[:n] for outs in zip(*parts, strict=True)]
 
 
@@ -82,7 +85,7 @@ class Whitening:
 
 
 @torch.no_grad()
-def whitening(G: nn.Module, n: int = 10_000, seed: int = 0) -> Whitening:
+def whitening(G: Generator, n: int = 10_000, seed: int = 0) -> Whitening:
     """Estimated from n seeded z. Axes along which w hardly varies count as if by 3 % of the mean deviation."""
     device = G.mapping.w_avg.device
     z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(seed))
@@ -124,7 +127,7 @@ def enlarge(img: Float[Tensor, "n c r r"]) -> Float[Tensor, "n c s s"]:
 
 
 def noise_autocorrelation(maps: Sequence[Float[Tensor, "n 1 _ _"]]) -> Float[Tensor, " n"]:
-    """Squared correlation of neighbours at every scale down to 8 px (arXiv 1912.04958, appendix D): noise must carry no signal."""
+    """Squared correlation of neighbours at every scale down to 8 px (arXiv 1912.04958, appendix D): noise carries no signal."""
     terms = []
     for noise in maps:
         level = noise
@@ -139,7 +142,7 @@ def noise_autocorrelation(maps: Sequence[Float[Tensor, "n 1 _ _"]]) -> Float[Ten
 class _Objective:
     """What each image's variables (rows of its ws, its noise maps) are worth; everything that stays is computed once."""
 
-    def __init__(self, G: nn.Module, lpips: nn.Module, img: Tensor, ws: Tensor, config: InversionConfig) -> None:
+    def __init__(self, G: Generator, lpips: LPIPS, img: Tensor, ws: Tensor, config: InversionConfig) -> None:
         first, last = config.rows or (0, G.num_ws)
         if not 0 <= first < last <= G.num_ws:
             raise UserError(f"inversion.rows: got [{first}, {last}], expected 0 <= first < last <= {G.num_ws}, the rows of W+")
@@ -147,31 +150,17 @@ class _Objective:
         self.rows = slice(first, last)
         self.img, self.ws = img, ws
         self.features = in_fixed_batches(lambda x: lpips.features(enlarge(x)), img)
-        # Block k takes rows 2k-1 to 2k+1: those before the first free row give the same features at every step.
+        # The blocks before the first one with a free row give the same features at every step.
         self.done = 0 if config.noise else sum(2 * k + 1 < first for k in range(len(G.synthesis.blocks)))
-        self.trunk = (
-            in_fixed_batches(lambda ws: self._blocks(ws, [], None, None, 0, self.done), ws) if self.done else [None, None]
-        )
-
-    def _blocks(
-        self, ws: Tensor, noise: Sequence[Tensor], x: Tensor | None, out: Tensor | None, start: int, stop: int
-    ) -> tuple[Tensor, Tensor]:
-        """Blocks start..stop-1 of the synthesis network, from the features x and sums `out` of those before them."""
-        synthesis = self.G.synthesis
-        if x is None:
-            x = synthesis.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        for k in range(start, stop):
-            rows, maps = (slice(0, 2), slice(0, 1)) if k == 0 else (slice(2 * k - 1, 2 * k + 2), slice(2 * k - 1, 2 * k + 1))
-            x, out = synthesis.blocks[k](x, out, ws[:, rows], list(noise[maps]) or ["none", "none"])
-        return x, out
+        self.trunk = in_fixed_batches(lambda ws: G.synthesis.run(ws, "none", stop=self.done), self.ws) if self.done else []
 
     def __call__(self, index: Tensor, variables: list[Tensor], prior: Whitening | None) -> tuple[Tensor, Tensor, Tensor]:
         """Loss of each image, the image and the label map that G makes of it."""
         free, *noise = variables
         fixed = self.ws.index_select(0, index)
         ws = torch.cat([fixed[:, : self.rows.start], free, fixed[:, self.rows.stop :]], 1)
-        x, out = (None if t is None else _take(t, index) for t in self.trunk)
-        _, out = self._blocks(ws, noise, x, out, self.done, len(self.G.synthesis.blocks))
+        x, out = (_take(t, index) for t in self.trunk) if self.trunk else (None, None)
+        _, out = self.G.synthesis.run(ws, noise or "none", self.done, x=x, out=out)
         img, seg_logits = out.split([self.G.img_channels, self.G.num_classes], 1)
         target = _take(self.img, index)
         features = [f.index_select(0, index) for f in self.features]
@@ -207,8 +196,8 @@ class _Adam:
 
 @torch.no_grad()
 def invert(
-    G: nn.Module,
-    lpips: nn.Module,
+    G: Generator,
+    lpips: LPIPS,
     img: Float[Tensor, "n c r r"],  # -1..1
     ws0: Float[Tensor, "n num_ws w_dim"],  # where each image starts
     config: InversionConfig,

@@ -75,8 +75,10 @@ class LabelSpec(BaseModel):
                 coding=coding,
             )
         except ValidationError as error:
-            raise UserError(f"{path}: {error.errors()[0]['msg']}; expected {form}") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            first = error.errors()[0]
+            problem = ": ".join([*map(str, first["loc"]), first["msg"].removeprefix("Value error, ")])
+            raise UserError(f"{path}: {problem}; expected {form}") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}: cannot be read as classes ({error}); expected {form}") from None
 
     @property
@@ -91,7 +93,7 @@ class LabelSpec(BaseModel):
         if self.coding == "binary":
             return self._checked((values == 255).astype(np.uint8), values, np.isin(values, (0, 255)), "0 or 255")
         label = values.astype(np.uint8)
-        good = (values < self.num_classes) | (values == IGNORE_INDEX)
+        good = ((values >= 0) & (values < self.num_classes)) | (values == IGNORE_INDEX)
         return self._checked(label, values, good, f"0 to {self.num_classes - 1}, or 255 for ignored pixels")
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from semanticgan.data.dataset import to_u8
 from semanticgan.data.stream import generator
 from semanticgan.data.transforms import to_u8 as tensor_to_u8
 from semanticgan.errors import UserError
-from semanticgan.inversion import Whitening
+from semanticgan.inversion import Whitening, whitening
 from semanticgan.labels import LabelSpec
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
@@ -75,7 +76,7 @@ class SemanticGAN:
 
     @cached_property
     def whitening(self) -> Whitening:
-        return Whitening.of(self.G)
+        return whitening(self.G)
 
     # ------------------------------------------------------------ what it does
 
@@ -155,6 +156,8 @@ class SemanticGAN:
         Raises UserError when the place cannot be written or holds something else than a model.
         """
         folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is a file; name a new folder")
         if folder.exists() and any(folder.iterdir()) and not (folder / "model.safetensors").is_file():
             raise UserError(f"{folder}: holds something that is no model; name a new folder")
         tensors = {
@@ -171,9 +174,10 @@ class SemanticGAN:
             folder.mkdir(parents=True, exist_ok=True)
             for file in temporary.iterdir():
                 file.replace(folder / file.name)
-            temporary.rmdir()
         except (OSError, SafetensorError) as error:
             raise UserError(f"{folder}: the model cannot be written ({error}); name another folder or make room") from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     @classmethod
     def load(cls, source: Path | str, device: str = "cpu") -> "SemanticGAN":
@@ -182,8 +186,12 @@ class SemanticGAN:
         Nothing of it is executed. Raises UserError when config or weights are missing, foreign or do not fit together.
         """
         folder = find_model(source)
-        config = read_model_config((folder / "config.json").read_text(encoding="utf-8"), str(folder / "config.json"))
-        weights = folder / "model.safetensors"
+        settings, weights = folder / "config.json", folder / "model.safetensors"
+        try:
+            text = settings.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{settings}: cannot be read ({error}); export or download the model again") from None
+        config = read_model_config(text, str(settings))
         try:
             require_fit(config, weights)
             tensors = load_file(weights)
@@ -225,16 +233,22 @@ def find_model(source: Path | str) -> Path:
         inner = folder / "model"
         if (folder / "stats.jsonl").exists() or (folder / "checkpoints").is_dir():
             if not inner.is_dir():
-                raise UserError(f"{folder}: this run has exported no model yet; finish it: semanticgan train --out {folder} --resume")
+                raise UserError(
+                    f"{folder}: this run has exported no model yet; finish it: semanticgan train --out {folder} --resume"
+                )
             folder = inner
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise UserError(f"{folder}: has no {name}; expected a model folder or a run folder")
-        return folder
+        return _complete(folder)
     name = str(source)
     if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{name}: no such model; expected a model folder, a run folder, or a Hugging Face id such as owner/name")
-    return _download(name)
+    return _complete(_download(name))
+
+
+def _complete(folder: Path) -> Path:
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: has no {name}; expected a model folder or a run folder")
+    return folder
 
 
 def _download(name: str) -> Path:

@@ -3,17 +3,20 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from semanticgan.config import InversionConfig
 from semanticgan.data.transforms import fit_image, fitted_box, to_float, to_u8, unfit, unview, view, view_indices
 from semanticgan.errors import UserError
 from semanticgan.inversion import Whitening, autocast, in_fixed_batches, invert, whitening
+from semanticgan.nn.encoder import Encoder
+from semanticgan.nn.generator import Generator
+from semanticgan.nn.perceptual import LPIPS
 
 Fit = Literal["squash", "pad"]
 Symmetry = Literal["none", "flip", "all"]
@@ -32,6 +35,7 @@ class Prediction:
     distance: Float[Tensor, " n"] | None = None
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """Images [N, C, R, R] in -1..1 -> class probabilities, each image's bit for bit independent of its batch mates.
 
@@ -58,11 +62,8 @@ class NetworkPredictor:
         self.bf16 = bf16
 
     def __call__(self, img: Float[Tensor, "n c r r"], refine: bool = True) -> Prediction:
-        def probs(img: Tensor) -> tuple[Tensor]:
-            return (self.net(img).float().softmax(1),)
-
         with torch.no_grad(), autocast(img.device, self.bf16):
-            return Prediction(*in_fixed_batches(probs, img))
+            return Prediction(in_fixed_batches(lambda img: self.net(img).float().softmax(1), img)[0])
 
 
 class GeneratorPredictor:
@@ -73,9 +74,9 @@ class GeneratorPredictor:
 
     def __init__(
         self,
-        G: nn.Module,
-        E: nn.Module | None,
-        lpips: nn.Module | None,  # None: neither distance nor inversion
+        G: Generator,
+        E: Encoder | None,
+        lpips: LPIPS | None,  # None: neither distance nor inversion
         config: InversionConfig,
         steps: int = 0,
         prior: Whitening | None = None,  # of G; None: computed if needed
@@ -93,34 +94,33 @@ class GeneratorPredictor:
     def refines(self) -> bool:
         return self.steps > 0
 
+    @torch.no_grad()
     def __call__(self, img: Float[Tensor, "n c r r"], refine: bool = True) -> Prediction:
-        with torch.no_grad():
-            if self.steps > 0 and (refine or self.E is None):
-                found = invert(self.G, self.lpips, img, self._start(img), self.config, self.steps, self.prior, bf16=self.bf16)
+        with autocast(img.device, self.bf16):
+            if self.E is None:
+                ws = self.G.mapping.w_avg.expand(len(img), self.G.num_ws, -1)
+            else:
+                ws = in_fixed_batches(self.E, img)[0].float()
+            if self.lpips is not None and self.steps > 0 and (refine or self.E is None):
+                found = invert(self.G, self.lpips, img, ws, self.config, self.steps, self.prior, bf16=self.bf16)
                 out, seg_logits = found.img, found.seg_logits
             else:
-                with autocast(img.device, self.bf16):
-                    out, seg_logits = in_fixed_batches(lambda img: self.G.synthesis(self.E(img), noise="none"), img)
-            if not refine:
-                return Prediction(seg_logits.softmax(1))
-            return Prediction(seg_logits.softmax(1), out, None if self.lpips is None else self._distance(img, out))
+                out, seg_logits = in_fixed_batches(lambda ws: self.G.synthesis(ws, "none"), ws)
+            probs = in_fixed_batches(lambda logits: logits.softmax(1), seg_logits)[0]
+            distance = reconstruction_distance(self.lpips, img, out) if refine and self.lpips is not None else None
+            return Prediction(probs, out, distance)
 
-    def _start(self, img: Tensor) -> Tensor:
-        if self.E is None:
-            return self.G.mapping.w_avg.expand(len(img), self.G.num_ws, -1)
-        with autocast(img.device, self.bf16):
-            return in_fixed_batches(lambda img: (self.E(img),), img)[0].float()
 
-    def _distance(self, img: Tensor, out: Tensor) -> Tensor:
-        """LPIPS between image and reconstruction at G's resolution (at least 32 px, the least AlexNet takes)."""
+def reconstruction_distance(
+    lpips: LPIPS, img: Float[Tensor, "n c r r"], reconstruction: Float[Tensor, "n c r r"]
+) -> Float[Tensor, " n"]:
+    """LPIPS between images and their reconstructions as they are; below 32 px, the least AlexNet takes, pixels are repeated."""
+    repeats = max(1, 32 // img.shape[-1])
 
-        def distance(img: Tensor, out: Tensor) -> tuple[Tensor]:
-            scale = max(1, 32 // img.shape[-1])
-            a, b = (x.repeat_interleave(scale, -1).repeat_interleave(scale, -2) for x in (img, out.clamp(-1, 1)))
-            return (self.lpips(a, b),)
+    def distance(*pair: Tensor) -> Tensor:
+        return lpips(*(x.repeat_interleave(repeats, -1).repeat_interleave(repeats, -2) for x in pair))
 
-        with autocast(img.device, self.bf16):
-            return in_fixed_batches(distance, img, out)[0].float()
+    return in_fixed_batches(distance, img, reconstruction.clamp(-1, 1))[0].float()
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,16 @@ class Found:
     fit: Fit
     temperature: float
     log_probs: Float[Tensor, "k r r"]
-    box: Box | None  # the crop that was looked at again
-    crop_log_probs: Float[Tensor, "k r r"] | None
+    crop: tuple[Box, Float[Tensor, "k r r"]] | None  # what was looked at again, and how
     reconstruction: UInt8[np.ndarray, "r r c"] | None
     distance: float | None
 
     def logits(self) -> Float[Tensor, "k h w"]:
         """Averaged log probabilities, up-sampled to the image's own size, before the temperature."""
         maps = unfit(self.log_probs[None], self.size, self.fit)[0]
-        if self.box is not None:
-            top, left, bottom, right = self.box
-            maps[:, top:bottom, left:right] = unfit(self.crop_log_probs[None], (bottom - top, right - left), self.fit)[0]
+        if self.crop is not None:
+            (top, left, bottom, right), log_probs = self.crop
+            maps[:, top:bottom, left:right] = unfit(log_probs[None], (bottom - top, right - left), self.fit)[0]
         return maps
 
     def label(self) -> UInt8[np.ndarray, "h w"]:
@@ -175,24 +174,25 @@ def predict(
     if batch < 1:
         raise UserError(f"batch: got {batch}, expected at least 1")
     for group in _groups(images, batch):
-        sizes = [img.shape[:2] for img in group]
-        plain, probs = _look([fit_image(img, resolution, fit) for img in group], predictor, symmetry, device)
-        log_probs = _logs(probs)
+        first = _look([fit_image(img, resolution, fit) for img in group], predictor, symmetry, device, refine=True)
+        log_probs, sizes = _logs(first.probs), [img.shape[:2] for img in group]
         boxes: list[Box | None] = [None] * len(group)
-        if zoom and probs.shape[1] == 2:
+        if zoom and first.probs.shape[1] == 2:
             boxes = [zoom_box(m, size, fit) for m, size in zip(log_probs, sizes, strict=True)]
-        crops = [fit_image(img[b[0] : b[2], b[1] : b[3]], resolution, fit) for img, b in zip(group, boxes, strict=True) if b]
-        second = iter(_logs(_look(crops, predictor, symmetry, device)[1]) if crops else ())
+        pieces = [img[b[0] : b[2], b[1] : b[3]] for img, b in zip(group, boxes, strict=True) if b]
+        crops: Iterator[Tensor] = iter(())
+        if pieces:
+            fitted = [fit_image(piece, resolution, fit) for piece in pieces]
+            crops = iter(_logs(_look(fitted, predictor, symmetry, device, refine=predictor.refines).probs))
         for n, (size, box) in enumerate(zip(sizes, boxes, strict=True)):
             yield Found(
                 size=size,
                 fit=fit,
                 temperature=temperature,
                 log_probs=log_probs[n],
-                box=box,
-                crop_log_probs=next(second) if box else None,
-                reconstruction=None if plain.reconstruction is None else to_u8(plain.reconstruction[n : n + 1])[0].numpy(),
-                distance=None if plain.distance is None else float(plain.distance[n]),
+                crop=(box, next(crops)) if box else None,
+                reconstruction=None if first.reconstruction is None else to_u8(first.reconstruction[n : n + 1])[0].numpy(),
+                distance=None if first.distance is None else float(first.distance[n]),
             )
 
 
@@ -208,22 +208,21 @@ def _groups(images: Iterable[np.ndarray], batch: int) -> Iterator[list[np.ndarra
 
 
 def _look(
-    fitted: list[np.ndarray], predictor: Predictor, symmetry: Symmetry, device: torch.device | str
-) -> tuple[Prediction, Tensor]:
-    """The plain view's prediction, and the probabilities averaged over the views, both on the CPU.
+    fitted: list[np.ndarray], predictor: Predictor, symmetry: Symmetry, device: torch.device | str, refine: bool
+) -> Prediction:
+    """The plain view's prediction on the CPU, with probabilities averaged over the views.
 
-    A refined plain view counts as much as all the other views together; a plain one as much as each of them.
+    A plain view that was refined counts as much as all the other views together, else as much as each of them.
     """
     img = to_float(torch.from_numpy(np.stack(fitted)).to(device))
-    plain = predictor(img, refine=True)
-    others = [k for k in view_indices(symmetry) if k != 0]
-    probs = plain.probs
-    if others:
-        turned = sum(unview(predictor(view(img, k), refine=False).probs, k) for k in others)
-        weight = len(others) if predictor.refines else 1
-        probs = (weight * probs + turned) / (weight + len(others))
-    cpu = Prediction(*(None if x is None else x.cpu() for x in (plain.probs, plain.reconstruction, plain.distance)))
-    return cpu, probs.cpu()
+    plain = predictor(img, refine=refine)
+    probs, turned = plain.probs, [k for k in view_indices(symmetry) if k != 0]
+    if turned:
+        others = sum(unview(predictor(view(img, k), refine=False).probs, k) for k in turned)
+        weight = len(turned) if predictor.refines else 1
+        probs = (weight * probs + others) / (weight + len(turned))
+    reconstruction = None if plain.reconstruction is None else plain.reconstruction.cpu()
+    return Prediction(probs.cpu(), reconstruction, None if plain.distance is None else plain.distance.cpu())
 
 
 def _logs(probs: Tensor) -> list[Tensor]:

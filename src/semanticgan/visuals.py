@@ -22,7 +22,7 @@ def to_rgb(img: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
 
 def overlay(
     img: UInt8[np.ndarray, "h w c"], label: Integer[np.ndarray, "h w"], labels: LabelSpec, alpha: float = 0.5
-) -> UInt8[np.ndarray, "h w c2"]:
+) -> UInt8[np.ndarray, "h w 3"]:
     """The image in colour with its label map over it: alpha of the class's colour inside, all of it on the border.
 
     Class 0 is left clear; ignored pixels are white.
@@ -42,7 +42,7 @@ def _border(label: UInt8[np.ndarray, "h w"]) -> np.ndarray:
     return np.asarray(image.filter(ImageFilter.MaxFilter(3))) != np.asarray(image.filter(ImageFilter.MinFilter(3)))
 
 
-def grid(images: Sequence[UInt8[np.ndarray, "h w 3"]], columns: int, gap: int = 2) -> UInt8[np.ndarray, "gh gw 3"]:
+def grid(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], columns: int, gap: int = 2) -> UInt8[np.ndarray, "gh gw 3"]:
     """Images row by row on white, each centred in a cell of the largest one's size."""
     if not images or columns < 1:
         raise ValueError(f"grid: got {len(images)} images in {columns} columns, expected at least 1 of each")

@@ -73,6 +73,10 @@ def test_unknown_class_id_in_a_validation_mask(root):
     Image.fromarray(np.full((30, 40), 7, np.uint8)).save(root / "masks/7.png")
     (root / "l.txt").write_text("\n".join(f"images/{k}.png" for k in range(6)))
     (root / "v.txt").write_text("images/7.png")
+    assert "in " + str(root / "masks/7.png") in only(
+        check(root, ["l.txt"], ["more"], ["v.txt"]).errors, "class_6) is never labelled"
+    )
+    (root / "classes.json").write_text('{"classes": [{"name": "a"}, {"name": "b"}]}')
     assert "got class id 7, expected 0 to 1" in only(check(root, ["l.txt"], ["more"], ["v.txt"]).errors, "masks/7.png")
 
 
@@ -118,6 +122,9 @@ def test_class_never_labelled_and_rare_class(root):
     assert report.errors == []
     only(report.warnings, "class c has 0.083% of the labelled pixels")
     only(report.warnings, "class c occurs in no validation image")
+    (root / "l.txt").write_text("images/6.png\nimages/7.png")
+    (root / "v.txt").write_text("images/1.png")
+    only(check(root, ["l.txt"], ["more"], ["v.txt"]).errors, "class c is never labelled in a training mask")
 
 
 def test_overlap_of_training_and_validation(root):

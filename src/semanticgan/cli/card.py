@@ -55,7 +55,7 @@ def _run_lines(folder: Path) -> Iterator[str]:
 def _model_lines(folder: Path, name: str) -> Iterator[str]:
     config = read_model_config((folder / "config.json").read_text(encoding="utf-8"), str(folder / "config.json"))
     weights = folder / "model.safetensors"
-    yield f"model: {folder} ({weights.stat().st_size / 1e6:.1f} MB)"
+    yield f"model: {folder} ({weights.stat().st_size / 1e6:.3g} MB)"
     yield f"classes: {', '.join(config.labels.names)}"
     colours = "grey" if config.data.channels == 1 else "colour"
     yield f"images: {config.data.resolution} px, {colours}, fit {config.data.fit}, symmetry {config.data.symmetry}"
@@ -98,7 +98,7 @@ def _sizes(weights: Path) -> str:
                 counts[net] = counts.get(net, 0) + math.prod(file.get_slice(key).get_shape())
     except (OSError, SafetensorError) as error:
         raise UserError(f"{weights}: cannot be read as safetensors ({error}); export or download the model again") from None
-    return ", ".join(f"{net} {count / 1e6:.1f} M" for net, count in sorted(counts.items(), key=lambda item: item[0] != "G"))
+    return ", ".join(f"{net} {count / 1e6:.3g} M" for net, count in sorted(counts.items(), key=lambda item: item[0] != "G"))
 
 
 def _read(path: Path) -> dict[str, Any]:

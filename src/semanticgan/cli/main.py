@@ -2,8 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -56,10 +56,21 @@ def choose_device(name: str) -> str:
     return name
 
 
-def whole(low: int) -> Callable[[str], int]:
-    """A reader of whole numbers that says what it got and what it expected."""
+@contextmanager
+def exit_code_of_signals() -> Iterator[None]:
+    """A training that Ctrl-C or SIGTERM ended has saved its state; the shell learns the signal, 130 or 143."""
+    from semanticgan.training.run import Interrupted
 
-    def parse(text: str) -> int:
+    try:
+        yield
+    except Interrupted as stop:
+        raise typer.Exit(128 + stop.signum) from None
+
+
+def whole(low: int) -> Callable[[str | int], int]:
+    """A reader of whole numbers, and of defaults that are some, which says what it got and what it expected."""
+
+    def parse(text: str | int) -> int:
         with suppress(ValueError):
             if low <= int(text) <= SEED_MAX:
                 return int(text)
@@ -68,10 +79,10 @@ def whole(low: int) -> Callable[[str], int]:
     return parse
 
 
-def number(low: float, high: float, expected: str) -> Callable[[str], float]:
+def number(low: float, high: float, expected: str) -> Callable[[str | float], float]:
     """A reader of numbers above `low` and below `high`."""
 
-    def parse(text: str) -> float:
+    def parse(text: str | float) -> float:
         with suppress(ValueError):
             if low < float(text) < high:
                 return float(text)
@@ -85,8 +96,8 @@ def example(*commands: str) -> str:
     return "\b\nExample:\n" + "\n".join(f"  semanticgan {command}" for command in commands)
 
 
-POSITIVE = number(0, math.inf, "a number above 0")
-PSI = number(-2, 2, "a number between -2 and 2, usually .5 to 1")
+POSITIVE = number(0.0, math.inf, "a number above 0")
+PSI = number(-2.0, 2.0, "a number between -2 and 2, usually .5 to 1")
 MORE = " Repeat for several."
 LIST = f"A text file of image paths, one a line, or a folder; looked up as given, else below DATA.{MORE}"
 AUTO = "cpu, cuda, cuda:1, ..., or auto: a GPU if there is one."
@@ -137,7 +148,7 @@ app = typer.Typer(
 )
 
 
-def print_version(wanted: bool) -> None:
+def print_version(wanted: bool | None) -> None:
     if wanted:
         print(f"semanticgan {__version__}")
         raise typer.Exit
@@ -145,7 +156,7 @@ def print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[bool | None, typer.Option("--version", callback=print_version, is_eager=True, help="Say which.")] = None,
 ) -> None:
     pass
 
@@ -201,16 +212,13 @@ def train(
 
     First stage: p(image, label map); second stage: the encoder, image to latent. The model is exported to RUN/model.
     """
-    from semanticgan.training.run import Interrupted
     from semanticgan.training.stages import train as train_stages
 
-    try:
+    with exit_code_of_signals():
         train_stages(
             data=data, out=out, labeled=labeled, unlabeled=unlabeled, val=val, preset=preset, start_from=start_from,
             resume=resume, seed=seed, hours=hours, device=choose_device(device), overrides=overrides, dry_run=dry_run, say=say,
         )  # fmt: skip
-    except Interrupted as signal:
-        raise typer.Exit(128 + signal.signum) from None
 
 
 @app.command(
@@ -258,7 +266,9 @@ def evaluate(
     """
     from semanticgan.cli.scores import evaluate_model
 
-    evaluate_model(model, data, images, steps=steps, batch=batch, json_file=json_file, csv_file=csv_file, device=device, say=say)
+    evaluate_model(
+        model, data, images, choose_device(device), steps=steps, batch=batch, json_file=json_file, csv_file=csv_file, say=say
+    )
 
 
 @app.command(
@@ -267,11 +277,11 @@ def evaluate(
 def sample(model: Model, num: Num, out: Folder, seed: Seed = 0, truncation_psi: Psi = 1.0, device: Device = "auto") -> None:
     """Draw images with their label maps from a model.
 
-    Writes images/, masks/, classes.json (so that the folder can be checked and trained on) and grid.png.
+    Writes images/, masks/, classes.json and grid.png. To train on them: --data DIR --unlabeled images.
     """
     from semanticgan.cli.models import write_samples
 
-    write_samples(model, num, out, seed=seed, truncation_psi=truncation_psi, device=device, say=say)
+    write_samples(model, num, out, seed=seed, truncation_psi=truncation_psi, device=choose_device(device), say=say)
 
 
 @app.command("import", epilog=example("import checkpoint.pt --out models/theirs"))
@@ -297,14 +307,16 @@ def info(model: ModelOrRun) -> None:
 @app.command(epilog=example("demo", "demo --out my_demo"))
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to.")] = Path("demo"),
-    minutes: Minutes = 6,
+    minutes: Minutes = 6.0,
 ) -> None:
     """Do the whole job on drawn scenes in some minutes.
 
     Trains, then scores both domains beside a small U-Net: a table, and a picture page in --out.
     """
     from semanticgan.cli.output import require_writable
-    from semanticgan.demo import run_demo
 
     require_writable(out, "--out")
-    run_demo(out, minutes)
+    from semanticgan.demo import run_demo
+
+    with exit_code_of_signals():
+        run_demo(out, minutes, say)

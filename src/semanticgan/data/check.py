@@ -162,30 +162,29 @@ def _report_copies(report: Report, sources: Sources, findings: dict[str, _Findin
 
 def _report_masks(report: Report, root: Path, sources: Sources, findings: dict[str, _Finding]) -> LabelSpec | None:
     """Problems of masks, the classes and their shares."""
-    masked = [findings[path] for path in dict.fromkeys([*sources.labeled, *sources.val])]
-    report.errors += [f.mask_error for f in masked if f.mask_error is not None]
-    chosen = [findings[p] for p in sources.labeled if findings[p].counts is not None]
-    if not chosen:
+    masked = list(dict.fromkeys([*sources.labeled, *sources.val]))
+    report.errors += [error for path in masked if (error := findings[path].mask_error) is not None]
+    counts = {path: c for path in masked if (c := findings[path].counts) is not None}
+    if not counts:
         return None
-    holders = {int(v): mask_path(root / f.path) for f in reversed(chosen) for v in np.flatnonzero(f.counts)}
+    holders = {int(v): mask_path(root / path) for path in reversed(counts) for v in np.flatnonzero(counts[path])}
     try:
         labels = labels_from_values(root, holders)
     except UserError as error:
         report.errors += str(error).splitlines()
         return None
-    report.lines += label_notes(labels, len(chosen), np.sum([f.counts for f in chosen], axis=0))
-    for f in masked:
-        if f.counts is not None:
-            try:
-                labels.to_index(np.flatnonzero(f.counts))
-            except UserError as error:
-                report.errors.append(f"{mask_path(root / f.path)}: {error}; correct the mask or classes.json")
+    report.lines += label_notes(labels, len(counts), np.sum([*counts.values()], axis=0))
+    for path, values in counts.items():
+        try:
+            labels.to_index(np.flatnonzero(values))
+        except UserError as error:
+            report.errors.append(f"{mask_path(root / path)}: {error}; correct the mask or classes.json")
     for role, paths in (("labelled", sources.labeled), ("validation", sources.val)):
-        _report_shares(report, role, [findings[p].counts for p in paths if findings[p].counts is not None], labels)
+        _report_shares(report, role, [counts[path] for path in paths if path in counts], labels)
     return labels
 
 
-def _report_shares(report: Report, role: str, counts: list[np.ndarray | None], labels: LabelSpec) -> None:
+def _report_shares(report: Report, role: str, counts: list[np.ndarray], labels: LabelSpec) -> None:
     if not counts:
         return
     table = np.array(counts, np.int64)  # [images, 256]
@@ -195,7 +194,11 @@ def _report_shares(report: Report, role: str, counts: list[np.ndarray | None], l
     for name, value in zip(labels.names, values, strict=True):
         share, images = table[:, value].sum() / pixels, int((table[:, value] > 0).sum())
         shares.append(f"{name} {share:.2%} in {images} images")
-        if images == 0:
+        if images == 0 and role == "labelled":
+            report.errors.append(
+                f"class {name} is never labelled in a training mask, only in validation; label some pixels of it"
+            )
+        elif images == 0:
             report.warnings.append(f"class {name} occurs in no {role} image; its score there will be empty")
         elif share < _RARE:
             report.warnings.append(

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
@@ -94,8 +95,11 @@ def _stretched(values: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     sample = values.reshape(-1)[:: values.size // 2**20 | 1]  # an odd step, so as not to keep to a few columns
     sample = sample[np.isfinite(sample)]
     low, high = np.percentile(sample, (0.1, 99.9)) if sample.size else (0.0, 0.0)
-    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) * (255 / max(high - low, 1e-12))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    np.nan_to_num(values, copy=False, nan=low, posinf=high, neginf=low)  # in place, as there may be 200 million
+    values -= low
+    values *= 255 / max(high - low, 1e-12)
+    np.rint(values, out=values)
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
 def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
@@ -222,19 +226,18 @@ def labels_from_values(root: Path, holders: dict[int, Path]) -> LabelSpec:
     found = sorted(holders)
     binary = IGNORE_INDEX in found and set(found) <= {0, IGNORE_INDEX}
     used = {1 if binary and v == IGNORE_INDEX else v for v in found} - {IGNORE_INDEX}
+    top = max(used, default=0)
     named = (root / "classes.json").exists()
-    coding = "binary" if binary else "index"
-    if named:
-        labels = LabelSpec.from_file(root / "classes.json", coding)
-    else:
-        labels = LabelSpec.unnamed(min(254, max(2, max(used, default=0) + 1)), coding)
-    source = "classes.json" if named else "the highest class id"
+    coding: Literal["index", "binary"] = "binary" if binary else "index"
+    labels = LabelSpec.from_file(root / "classes.json", coding) if named else LabelSpec.unnamed(min(254, max(2, top + 1)), coding)
+    source = "classes.json" if named else f"the highest class id, in {holders[top]}" if top > 1 else "no classes.json"
     expected = f"0 to {labels.num_classes - 1} ({source}), or 255 for ignored pixels"
     raise_problems([f"{holders[v]}: got class id {v}, expected {expected}" for v in sorted(used) if v >= labels.num_classes])
     missing = [f"{k} ({labels.names[k]})" for k in range(labels.num_classes) if k not in used]
     if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise UserError(
-            f"{root}: class {', '.join(missing)} is never labelled in the masks, expected all {labels.num_classes} classes"
+            f"{root}: class {shown} is never labelled in the masks, expected all {labels.num_classes} classes"
             f" ({source}); label some pixels of each"
         )
     return labels
@@ -247,7 +250,8 @@ def decide_labels(root: Path, mask_files: Sequence[Path]) -> tuple[LabelSpec, tu
     """
     if not mask_files:
         raise UserError(f"{root}: no masks, expected at least one; draw some or give --labeled")
-    counts, holders, problems = np.zeros(256, np.int64), {}, []
+    counts, problems = np.zeros(256, np.int64), []
+    holders: dict[int, Path] = {}
     with ThreadPoolExecutor(2) as pool:
         for path, result in zip(mask_files, pool.map(_try_count, mask_files), strict=True):
             if isinstance(result, str):

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -113,8 +113,8 @@ def _move(temporary: Path, folder: Path) -> None:
 
 def _open(folder: Path, data: DataConfig) -> Packed:
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    n, side = len(index["paths"]), data.resolution
-    images = np.memmap(folder / "images.u8", np.uint8, "r", shape=(n, side, side, data.channels))
+    n, side, channels = len(index["paths"]), data.resolution, data.channels or 3
+    images = np.memmap(folder / "images.u8", np.uint8, "r", shape=(n, side, side, channels))
     labels = np.memmap(folder / "labels.u8", np.uint8, "r", shape=(n, side, side)) if index["labels"] else None
     return Packed(tuple(index["paths"]), images, labels, tuple(index["left_out"]), tuple(index["notes"]))
 
@@ -186,7 +186,7 @@ def _write(
                     _append(label_maps, result[1])
                 good.append(path)
                 deep += result[2]
-            if progress is not None and (done % 64 == 0 or done == len(paths)):
+            if progress is not None and (done % 50 == 0 or done == len(paths)):
                 progress(done, len(paths))
     if len(problems) > allowed:
         kind = "images or masks" if labels is not None else f"images, more than 1 % of {len(paths)}"
@@ -202,10 +202,10 @@ def _write(
 
 
 def _append(file: BinaryIO, array: np.ndarray) -> None:
-    file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+    file.write(np.ascontiguousarray(array).data)
 
 
-def detect_channels(root: Path, paths: Sequence[str], labeled: Sequence[str] = ()) -> int:
+def detect_channels(root: Path, paths: Sequence[str], labeled: Sequence[str] = ()) -> Literal[1, 3]:
     """1 if all of `labeled` and up to 200 of `paths`, evenly taken, are grey; else 3. Files that are broken do not count."""
     step = max(1, -(-len(paths) // 200))
     for path in dict.fromkeys([*labeled, *paths[::step]]):

@@ -1,7 +1,6 @@
 """Drawn scenes with exact labels in two visual domains: cells and bacteria under two microscopes, for the demo and tests."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,19 +32,19 @@ class Look:
     grain: float  # strength of the fine structure of background and cells
     grain_cells: int  # fineness of that structure: cells along the side
     blur: float  # standard deviation of the defocus
-    noise: float  # standard deviation of the sensor's noise, 0..255
+    noise: int  # standard deviation of the sensor's noise, 0..255
 
 
 LOOKS: dict[Domain, Look] = {
     "a": Look(
-        colours=((240, 226, 222), (222, 152, 180), (124, 66, 138), (76, 84, 156)),
+        colours=((240, 228, 224), (222, 132, 168), (116, 52, 124), (52, 96, 160)),
         clutter_colour=(120, 92, 84),
-        colour_spread=9, rim=0.16, relief=0.14, vignette=0.12, blotches=0.04, grain=0.03, grain_cells=24, blur=0.0, noise=2.5,
+        colour_spread=9.0, rim=0.16, relief=0.14, vignette=0.12, blotches=0.04, grain=0.03, grain_cells=24, blur=0.0, noise=3,
     ),
     "b": Look(
         colours=((206, 212, 184), (164, 160, 150), (104, 76, 104), (66, 84, 92)),
         clutter_colour=(88, 96, 60),
-        colour_spread=9, rim=-0.08, relief=0.22, vignette=0.22, blotches=0.07, grain=0.06, grain_cells=11, blur=0.015, noise=6.0,
+        colour_spread=9.0, rim=-0.08, relief=0.22, vignette=0.22, blotches=0.07, grain=0.06, grain_cells=11, blur=0.015, noise=6,
     ),
 }  # fmt: skip
 
@@ -124,7 +123,7 @@ def _draw_objects(rng: np.random.Generator, side: int) -> _Sheet:
     """One or two cells, each with its nucleus, under up to two bacteria: what lies on top hides what lies below."""
     sheet = _Sheet(side)
     centres = [_point(rng, 0.34)]
-    if rng.random() < 0.35:  # a second cell, as far from the first as the frame allows: it overlaps it or is cut by the frame
+    if rng.random() < 0.25:  # a second cell, as far from the first as the frame allows: it overlaps it or is cut by the frame
         away = complex(0.5, 0.5) - centres[0]
         turn = np.exp(1j * rng.normal(0, 0.5)) * away / (abs(away) + 1e-6)
         centres.append(centres[0] + complex(turn) * rng.uniform(0.5, 0.7))
@@ -133,8 +132,8 @@ def _draw_objects(rng: np.random.Generator, side: int) -> _Sheet:
         _Blob.draw(rng, centre, radius, 0.12).lay(sheet, CELL)
         shift = 0.25 * radius * rng.random() * complex(np.exp(2j * np.pi * rng.random()))
         _Blob.draw(rng, centre + shift, radius * rng.uniform(0.38, 0.52), 0.1).lay(sheet, NUCLEUS)
-    for _ in range(rng.choice(3, p=(0.1, 0.5, 0.4))):
-        _lay_rod(sheet, rng, _point(rng, 0.12), BACTERIUM, rng.uniform(0.09, 0.16), rng.uniform(0.046, 0.06))
+    for _ in range(rng.choice(3, p=(0.15, 0.6, 0.25))):
+        _lay_rod(sheet, rng, _point(rng, 0.12), BACTERIUM, rng.uniform(0.1, 0.16), rng.uniform(0.052, 0.066))
     return sheet
 
 
@@ -142,7 +141,7 @@ def _draw_clutter(rng: np.random.Generator, side: int) -> Bool[np.ndarray, "side
     """Where things lie that belong to no class: grains of dirt, and now and then a fibre over everything."""
     sheet = _Sheet(side)
     for _ in range(rng.integers(0, 5)):
-        _Blob.draw(rng, _point(rng, 0), rng.uniform(0.012, 0.035), 0.3).lay(sheet, 1)
+        _Blob.draw(rng, _point(rng, 0.0), rng.uniform(0.012, 0.035), 0.3).lay(sheet, 1)
     if rng.random() < 0.25:
         _lay_rod(sheet, rng, _point(rng, 0.1), 1, rng.uniform(0.3, 0.7), 0.009)
     return sheet.objects > 0

@@ -52,11 +52,16 @@ class Encoder(nn.Module):
         )
         hidden = 512
         self.narrow = nn.Conv2d(widths[-1], 64, 1)
+        self.norm = nn.LayerNorm(64 * 16 + sum(widths))
         self.mix = nn.Linear(64 * 16 + sum(widths), hidden)
         self.mix2 = nn.Linear(hidden, hidden)
         self.rows = nn.Linear(hidden, num_ws * w_dim)
-        nn.init.normal_(self.rows.weight, std=0.1 / hidden**0.5)
-        nn.init.zeros_(self.rows.bias)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):  # PyTorch's own start shrinks the signal at every layer
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.rows.weight, std=0.3 / hidden**0.5)
         self.w_avg: Tensor
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
@@ -70,6 +75,6 @@ class Encoder(nn.Module):
             x = stage(x)
             means.append(x.mean((2, 3)))
         place = F.adaptive_avg_pool2d(self.narrow(x), 4).flatten(1)
-        h = F.leaky_relu(self.mix(torch.cat([place, *means], 1)), 0.2)
+        h = F.leaky_relu(self.mix(self.norm(torch.cat([place, *means], 1))), 0.2)
         h = h + F.leaky_relu(self.mix2(h), 0.2)
         return self.w_avg + self.rows(h).float().unflatten(1, (self.num_ws, self.w_dim))

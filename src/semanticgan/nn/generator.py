@@ -92,13 +92,27 @@ class SynthesisNetwork(nn.Module):
         noise: list[Float[Tensor, "n 1 _ _"]] | str = "random",  # a map a convolution, "random" or "none"
     ) -> tuple[Float[Tensor, "n c r r"], Float[Tensor, "n k r r"]]:
         """-> img, -1..1 where the data are so but not clipped; seg_logits, linear. Draws from torch's generator if "random"."""
-        maps = [noise] * len(self.noise_sides) if isinstance(noise, str) else noise
-        x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        x, out = self.blocks[0](x, None, ws[:, :2], maps[:1])
-        for k, block in enumerate(self.blocks[1:]):
-            x, out = block(x, out, ws[:, 2 * k + 1 : 2 * k + 4], maps[2 * k + 1 : 2 * k + 3])
+        _, out = self.run(ws, noise)
         img, seg_logits = out.split([self.img_channels, self.num_classes], 1)
         return img, seg_logits
+
+    def run(
+        self,
+        ws: Float[Tensor, "n num_ws w_dim"],
+        noise: list[Float[Tensor, "n 1 _ _"]] | str,
+        start: int = 0,
+        stop: int | None = None,
+        x: Float[Tensor, "n i h w"] | None = None,  # what the blocks before `start` gave
+        out: Float[Tensor, "n o h w"] | None = None,
+    ) -> tuple[Float[Tensor, "n i2 h2 w2"], Float[Tensor, "n o h2 w2"]]:
+        """Blocks start..stop-1 alone: features, and image and label map summed so far. Block k takes rows 2k-1 to 2k+1."""
+        maps = [noise] * len(self.noise_sides) if isinstance(noise, str) else noise
+        if x is None:
+            x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        for k in range(start, len(self.blocks) if stop is None else stop):
+            first = max(0, 2 * k - 1)
+            x, out = self.blocks[k](x, out, ws[:, first : 2 * k + 2], maps[first : 2 * k + 1])
+        return x, out
 
 
 class Generator(nn.Module):

@@ -45,7 +45,7 @@ class UNet(nn.Module):
 
 def _block(in_channels: int, out_channels: int) -> nn.Sequential:
     """Two 3x3 convolutions, each with group norm and ReLU; groups of at least four channels, at most eight groups."""
-    groups = max(g for g in (1, 2, 4, 8) if out_channels % g == 0 and out_channels >= 4 * g or g == 1)
+    groups = max(g for g in (1, 2, 4, 8) if (out_channels % g == 0 and out_channels >= 4 * g) or g == 1)
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
         nn.GroupNorm(groups, out_channels),

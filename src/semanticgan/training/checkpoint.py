@@ -2,12 +2,19 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from semanticgan.errors import UserError
+
+# What zipfile, torch and its unpickler raise for files that are truncated, damaged, foreign or hostile.
+_UNREADABLE = (
+    OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError,
+    zipfile.BadZipFile, pickle.UnpicklingError,
+)  # fmt: skip
 
 
 class State:
@@ -17,9 +24,9 @@ class State:
     """
 
     members: dict[str, Any]
-    numbers: dict[str, float]
+    numbers: dict[str, int | float]
 
-    def __init__(self, members: dict[str, Any], numbers: dict[str, float]) -> None:
+    def __init__(self, members: dict[str, Any], numbers: dict[str, int | float]) -> None:
         self.__dict__["members"], self.__dict__["numbers"] = members, dict(numbers)
 
     def __getattr__(self, name: str) -> Any:
@@ -63,9 +70,16 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote; nothing in the file is executed. Raises UserError for anything else."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]}); delete it to use an earlier one") from None
+        with zipfile.ZipFile(path) as archive:  # torch.load itself does not compare checksums
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{damaged} is damaged")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise ValueError(f"holds a {type(content).__name__}")
+        return content
+    except _UNREADABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be read as a checkpoint ({reason}); delete it to use an earlier one") from None
 
 
 def stage_checkpoints(folder: Path, stage: str) -> list[Path]:

@@ -13,6 +13,7 @@ from semanticgan.config import Config, NetworkConfig
 from semanticgan.data import transforms
 from semanticgan.data.stream import Stream, generator
 from semanticgan.ema import ema_decay, update_ema
+from semanticgan.inversion import enlarge
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.metrics.segmentation import confusion, iou
 from semanticgan.nn.encoder import Encoder
@@ -48,7 +49,9 @@ def new_encoder_state(config: Config, G: Generator, channels: int, device: str) 
     for net in (E, E_ema):
         net.to(device, memory_format=torch.channels_last)
     E_ema.eval().requires_grad_(False)
-    opt = torch.optim.AdamW(E.parameters(), config.encoder.lr, betas=(0.9, 0.99), weight_decay=config.encoder.weight_decay, foreach=True)
+    opt = torch.optim.AdamW(
+        E.parameters(), config.encoder.lr, betas=(0.9, 0.99), weight_decay=config.encoder.weight_decay, foreach=True
+    )
     return State({"E": E, "E_ema": E_ema, "opt": opt}, {"nimg": 0, "seconds": 0.0, "best": -1.0})
 
 
@@ -67,7 +70,9 @@ def train_encoder(
         score = trainer.validate(val)
         if not math.isfinite(score) or score > state.best:
             state.best = score if math.isfinite(score) else state.best
-            save_checkpoint(run.folder / "checkpoints" / "encoder-best.pt", {"E": state.E_ema.state_dict(), "kimg": state.nimg / 1000})
+            save_checkpoint(
+                run.folder / "checkpoints" / "encoder-best.pt", {"E": state.E_ema.state_dict(), "kimg": state.nimg / 1000}
+            )
         if last or round(state.nimg / 1000 / config.run.tick_kimg) % 4 == 0:
             save_png(run.folder / "samples" / f"encoder-{state.nimg:09d}.png", trainer.picture(val))
         return {"val_iou": score, "best_val_iou": state.best}
@@ -105,7 +110,7 @@ class EncoderTrainer:
         with self.autocast():
             ws = self.state.E(torch.cat([real, labeled, sample]))
             img, seg_logits = self.G.synthesis(ws, noise="none")
-            distance = self.lpips(enlarged(img[:n]), enlarged(real)).mean()
+            distance = self.lpips(enlarge(img[:n]), enlarge(real)).mean()
         unmoved = len(ws_known)
         terms = {
             "mse": torch.nn.functional.mse_loss(img[:n], real),
@@ -169,7 +174,7 @@ class EncoderTrainer:
         """Reconstructions and seg_logits by the averaged encoder, for images at G's resolution."""
         outs = []
         for start in range(0, len(images), 32):
-            img = transforms.to_float(torch.from_numpy(images[start : start + 32]).to(self.device))
+            img = transforms.to_float(torch.from_numpy(np.array(images[start : start + 32])).to(self.device))
             with self.autocast():
                 outs.append(self.G.synthesis(self.state.E_ema(img), noise="none"))
         return torch.cat([img for img, _ in outs]), torch.cat([seg_logits for _, seg_logits in outs])
@@ -179,7 +184,7 @@ class EncoderTrainer:
         if len(val.images) == 0:
             return math.nan
         pred = self.explain(val.images)[1].argmax(1).cpu()
-        label = torch.from_numpy(np.asarray(val.labels)).long()
+        label = torch.from_numpy(np.array(val.labels)).long()
         per_image = torch.stack([iou(confusion(p, t, self.labels.num_classes))[1:] for p, t in zip(pred, label, strict=True)])
         return float(per_image.nanmean())
 
@@ -190,9 +195,3 @@ class EncoderTrainer:
         label = self.labels.to_colour(seg_logits.argmax(1).byte().cpu().numpy())
         columns = zip(images, transforms.to_u8(img).cpu().numpy(), label, strict=True)
         return grid([np.concatenate([to_rgb(i), to_rgb(r), m]) for i, r, m in columns], columns=8)
-
-
-def enlarged(img: Float[Tensor, "n c r r"]) -> Float[Tensor, "n c s s"]:
-    """Doubled until the side is at least 128 px, where LPIPS sees fine structure."""
-    factor = max(1, 128 // img.shape[-1])
-    return torch.nn.functional.interpolate(img, scale_factor=factor, mode="bilinear", align_corners=False) if factor > 1 else img

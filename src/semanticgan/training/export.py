@@ -1,1 +1,119 @@
-def export_model(*a, **k): print("export", a[-1])
+"""The end of a run: settings chosen on validation images, scores, and the model folder with its card."""
+
+import json
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from semanticgan import __version__
+from semanticgan.config import Config, ModelConfig
+from semanticgan.data.sources import Sources
+from semanticgan.evaluation import Choice, choose, evaluate
+from semanticgan.labels import LabelSpec
+from semanticgan.model import SemanticGAN
+from semanticgan.nn.encoder import Encoder
+from semanticgan.nn.generator import Generator
+from semanticgan.predict import Found
+from semanticgan.training.run import Run, write_text
+
+STEP_CANDIDATES = (0, 20, 60)
+
+
+def export_model(
+    run: Run,
+    config: Config,
+    labels: LabelSpec,
+    sources: Sources,
+    G: Generator,
+    E: Encoder,
+    device: str,
+    command: str,
+    lengths: dict[str, float],  # kimg of the stages and hours, for the card
+) -> dict[str, Any]:
+    """Choose steps, zoom and temperature on the validation images, and write `model/` with the scores that came out.
+
+    Returns the validation scores, in the form of `evaluate --json`, which also stand in `validation.json`.
+    """
+    chosen = ModelConfig(
+        labels=labels, data=config.data, networks=config.networks, inversion=config.inversion,
+        views=config.predict.views, steps=config.predict.steps or 0, zoom=bool(config.predict.zoom),
+        versions={"semanticgan": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    )  # fmt: skip
+    model = SemanticGAN(chosen, G, E, device)
+    scores: dict[str, Any] = {}
+    if sources.val:
+        run.log(f"choosing steps, zoom and temperature on {len(sources.val)} validation images")
+        choice = choose_settings(model, config, sources)
+        for name, value in choice.scores.items():
+            run.log(f"validation IoU: {name}: {value:.4f}")
+        settings = {"steps": choice.steps, "zoom": choice.zoom, "temperature": choice.temperature, "distance_quantiles": choice.distance_quantiles}
+        model = SemanticGAN(chosen.model_copy(update=settings), G, E, device)
+        scores = evaluate(model.find, sources.root, sources.val, labels, config.data.channels or 3)
+        run.log(summary(scores))
+        write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
+    model.save(run.folder / "model", card(model.config, sources, scores, command, lengths, config.run.seed))
+    return scores
+
+
+def choose_settings(model: SemanticGAN, config: Config, sources: Sources) -> Choice:
+    """What `semanticgan.evaluation.choose` says, but for settings that the config fixes."""
+
+    def find(images: Iterable[np.ndarray], steps: int, zoom: bool) -> Iterator[Found]:
+        return model.find(images, steps, zoom=zoom)
+
+    steps: Sequence[int] = STEP_CANDIDATES if config.predict.steps is None else (config.predict.steps,)
+    return choose(
+        find, sources.root, sources.val, model.labels, config.data.channels or 3, steps=steps, zoom=config.predict.zoom
+    )
+
+
+def summary(scores: dict[str, Any]) -> str:
+    """One line: the foreground classes' IoU and Dice, and mIoU."""
+    mean = scores["mean"]
+    named = [
+        f"{name} IoU {mean['iou'][name]:.4f} Dice {mean['dice'][name]:.4f}"
+        for name in list(mean["iou"])[1:] if mean["iou"][name] is not None
+    ]  # fmt: skip
+    return f"validation, {scores['num_images']} images: " + "; ".join([*named, f"mIoU {mean['miou']:.4f}"])
+
+
+def card(
+    config: ModelConfig, sources: Sources, scores: dict[str, Any], command: str, lengths: dict[str, float], seed: int
+) -> str:
+    """The model folder's README.md: what it is, what it was trained on and how, and its validation scores."""
+    classes = ", ".join(config.labels.names)
+    zoom = ", second pass on a crop" if config.zoom else ""
+    views = {"none": "one view", "flip": "two views", "all": "eight views"}[config.data.symmetry if config.views else "none"]
+    lines = [
+        "---", "pipeline_tag: image-segmentation", "library_name: semanticgan", "---", "",
+        "# SemanticGAN model", "",
+        f"Segments images into: {classes}. Works at {config.data.resolution} px, {config.data.channels} channel(s), "
+        f"images of any size ({config.data.fit}).", "",
+        "```python", "from semanticgan import SemanticGAN", 'model = SemanticGAN.load("this folder")',
+        "result = model.segment([image])[0]", "```", "",
+        "## Training", "",
+        f"{len(sources.labeled)} labelled and {len(sources.unlabeled)} unlabelled images of `{Path(sources.root).name}` "
+        f"(labelled ones included); {len(sources.val)} validation images. Seed {seed}. "
+        + ", ".join(f"{name} {value:g}" for name, value in lengths.items()) + ".", "",
+        "```", command, "```", "",
+        "## Use", "",
+        f"By default: {config.steps} inversion steps, {views}{zoom}, softmax temperature {config.temperature:g}; "
+        "all chosen on the validation images.", "",
+    ]  # fmt: skip
+    if scores:
+        lines += ["## Validation scores", "", "| class | IoU | 95 % | Dice |", "|---|---|---|---|"]
+        for name in config.labels.names:
+            iou, dice, interval = (scores[a][b][name] for a, b in (("mean", "iou"), ("mean", "dice"), ("interval95", "iou")))
+            if iou is not None:
+                lines.append(f"| {name} | {iou:.4f} | {interval[0]:.4f} to {interval[1]:.4f} | {dice:.4f} |")
+        lines.append("")
+    lines += [
+        "## Limits", "",
+        "Images unlike the training images get worse label maps; `distance` beside the quantiles in `config.json` tells "
+        "how unlike they are. The terms of the training data apply to this model. Not a medical device.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)

@@ -14,7 +14,7 @@ from semanticgan.errors import UserError
 from semanticgan.training.checkpoint import State, save_stage
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong
     """SIGINT or SIGTERM arrived; the state has been saved. `signum` says which."""
 
     def __init__(self, signum: int) -> None:
@@ -25,7 +25,7 @@ class Interrupted(Exception):
 def write_text(path: Path, text: str) -> None:
     """Write by way of a temporary file, so that a reader never meets half a file."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # a path need not be valid UTF-8
     temporary.replace(path)
 
 
@@ -45,7 +45,7 @@ class Run:
     def log(self, text: str) -> None:
         """Say it, and keep it with the time in log.txt."""
         self._say(text)
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+        with (self.folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     def add_stats(self, values: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ class Run:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 values = json.loads(line)
             except json.JSONDecodeError:  # the line a killed run was writing
@@ -167,8 +167,9 @@ class Stage:
         """
         saved_at = tick_at = time.monotonic()
         tick_nimg = self.state.nimg
+        last = self.clock.ended(self.state.nimg, self.state.nimg % self._tick == 0)
         with self.run.catching_signals():
-            while not self.clock.ended(self.state.nimg, self.state.nimg % self._tick == 0):
+            while not last:  # asked once a step: a budget may end between two looks, and the last step must be saved
                 yield self.state.nimg
                 self.state.nimg += self.batch
                 at_tick = self.state.nimg % self._tick == 0
@@ -180,6 +181,7 @@ class Stage:
                         saved_at = time.monotonic()
                     tick_at, tick_nimg = time.monotonic(), self.state.nimg
                 if self.run.stopped_by is not None and not last:
+                    self._require_finite(self.means.take())
                     self.save()
                     raise Interrupted(self.run.stopped_by)
 
@@ -188,21 +190,22 @@ class Stage:
         save_stage(self.run.folder, self.name, self.state.nimg, self.state.state_dict())
 
     def _end_tick(self, rate: float, last: bool) -> None:
-        means = self.means.take()
-        bad = [name for name, value in means.items() if not math.isfinite(value)]
-        kimg = self.state.nimg / 1000
-        if bad:
-            raise UserError(
-                f"{self.name} at {kimg:.1f} kimg: {bad[0]} is not finite; go on from the last checkpoint with --resume, "
-                "or start again with run.precision=fp32 or smaller learning rates"
-            )
+        means, kimg = self.means.take(), self.state.nimg / 1000
+        self._require_finite(means)
         values = {**means, **self._report(means, last)}
         numbers = "  ".join(f"{k} {v:.3g}" for k, v in values.items() if isinstance(v, float))
         left = duration(self.clock.left(self.state.nimg, rate))
         self.run.log(f"{self.name} {kimg:.1f} kimg  {rate:.1f} images/s  {left} left  {numbers}")
-        self.run.add_stats(
-            {"stage": self.name, "kimg": kimg, "images_per_second": round(rate, 2), "seconds": round(self.clock.seconds, 1), **values}
-        )
+        seconds = round(self.clock.seconds, 1)
+        self.run.add_stats({"stage": self.name, "kimg": kimg, "images_per_second": round(rate, 2), "seconds": seconds, **values})
+
+    def _require_finite(self, means: dict[str, float]) -> None:
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise UserError(
+                f"{self.name} at {self.state.nimg / 1000:.1f} kimg: {bad[0]} is not finite; go on from the last checkpoint "
+                "with --resume, or start again with run.precision=fp32 or smaller learning rates"
+            )
 
 
 def duration(seconds: float) -> str:
@@ -213,13 +216,13 @@ def duration(seconds: float) -> str:
 
 def require_new_folder(folder: Path) -> None:
     """Raises UserError unless `folder` is absent or an empty folder that can be written."""
-    if folder.is_file():
-        raise UserError(f"--out {folder}: is a file; name a new or empty folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--out {folder}: is not empty; name a new folder, or go on with --resume")
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    probe = existing / f".{folder.name}.probe"
     try:
+        if folder.is_file():
+            raise UserError(f"--out {folder}: is a file; name a new or empty folder")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"--out {folder}: is not empty; name a new folder, or go on with --resume")
+        existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        probe = existing / f".{folder.name}.probe"
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -1,6 +1,8 @@
 """The stages of one `train` command, in order: find and pack the data, train G, train E, choose on validation, export."""
 
+import errno
 import json
+import os
 import platform
 import shlex
 import sys
@@ -58,12 +60,21 @@ class Plan:
         """Raises UserError when the folder is no run."""
         try:
             content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            lists = {name: tuple((folder / f"{name}.txt").read_text(encoding="utf-8").splitlines()) for name in ("labeled", "unlabeled", "val")}
+            lists = {name: read_paths(folder / f"{name}.txt") for name in ("labeled", "unlabeled", "val")}
             sources = Sources(root=Path(content["data"]), notes=tuple(content["notes"]), **lists)
             return cls(Config.model_validate(content["config"]), LabelSpec.model_validate(content["labels"]), sources,
                        content["hours"], content["device"], content["start_from"], content["command"])  # fmt: skip
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--out {folder}: --resume needs a run folder, and this one cannot be read as one ({error})") from None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"--out {folder}: --resume needs a run folder, and this one cannot be read as one ({reason})"
+            ) from None
+
+
+def read_paths(path: Path) -> tuple[str, ...]:
+    """The lines of one of a run's lists, as `Plan.write` wrote them."""
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    return tuple(line for line in text.split("\n") if line)  # splitlines would cut at rarer characters too
 
 
 def train(
@@ -102,19 +113,23 @@ def train(
         for line in describe(plan):
             say(line)
         return
-    out.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        plan.write(out)
-    run = Run(out, say)
     try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            plan.write(out)
+        run = Run(out, say)
         run_stages(plan, run)
     except Interrupted:
         run.log(f"saved; go on with: semanticgan train --out {shlex.quote(str(out))} --resume")
         raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); make room, then go on with --resume") from error
 
 
 def resolve_device(device: str) -> str:
-    """"auto" is the GPU if there is one. Raises UserError for a device that is not there."""
+    """ "auto" is the GPU if there is one. Raises UserError for a device that is not there."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -155,7 +170,10 @@ def make_plan(given: dict[str, Any], device: str) -> Plan:
             f"{root}: got {len(sources.unlabeled)} training images, expected at least a batch of {config.gan.batch}; "
             "add images or lower gan.batch"
         )
-    start_from = given["start_from"] and str(Path(given["start_from"]).absolute())
+    start_from = given["start_from"]
+    if start_from:
+        start_from = os.path.abspath(start_from) if os.path.exists(start_from) else start_from  # else a Hugging Face id
+        warm_start(start_from, *new_states(config, labels, "cpu"))  # refuses before anything is written
     return Plan(config, labels, replace(sources, notes=tuple(notes)), given["hours"], device, start_from, shlex.join(sys.argv))
 
 
@@ -187,9 +205,9 @@ def require_same(plan: Plan, given: dict[str, Any]) -> None:
             wrong.append(f"--seed: got {given['seed']}, the run has {config.run.seed}")
     if given["hours"] not in (None, plan.hours):
         wrong.append(f"--hours: got {given['hours']}, the run has {plan.hours}")
-    if given["data"] is not None and Path(given["data"]).absolute() != plan.sources.root:
+    if given["data"] is not None and Path(os.path.abspath(given["data"])) != plan.sources.root:
         wrong.append(f"--data: got {given['data']}, the run has {plan.sources.root}")
-    if given["start_from"] and str(Path(given["start_from"]).absolute()) != plan.start_from:
+    if given["start_from"] and plan.start_from not in (given["start_from"], os.path.abspath(given["start_from"])):
         wrong.append(f"--from: got {given['start_from']}, the run has {plan.start_from}")
     if given["labeled"] or given["unlabeled"] or given["val"]:
         asked_sources = find_sources(plan.sources.root, given["labeled"], given["unlabeled"], given["val"])
@@ -203,31 +221,40 @@ def require_same(plan: Plan, given: dict[str, Any]) -> None:
 def describe(plan: Plan) -> list[str]:
     """What the run would do."""
     config, sources = plan.config, plan.sources
-    state = new_gan_state(config, plan.labels.num_classes, config.data.channels or 3, "cpu")
-    encoder = new_encoder_state(config, state.G, config.data.channels or 3, "cpu")
-    sizes = {name: net for name, net in (("G", state.G), ("D_img", state.D_img), ("D_seg", state.D_seg), ("E", encoder.E))}
+    gan, encoder = new_states(config, plan.labels, "cpu")
+    sizes = {"G": gan.G, "D_img": gan.D_img, "D_seg": gan.D_seg, "E": encoder.E}
     millions = ", ".join(f"{name} {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M" for name, net in sizes.items())
     length = (
         f"{config.run.gan_fraction:.0%} of {plan.hours} h for the GAN, the rest for the encoder" if plan.hours
         else f"GAN {config.gan.kimg:g} kimg, encoder {config.encoder.kimg:g} kimg"
     )  # fmt: skip
+    counts = (
+        f"{len(sources.unlabeled)} training images, {len(sources.labeled)} of them labelled, {len(sources.val)} for validation"
+    )
+    settings = f"{config.data.resolution} px, batch {config.gan.batch}, seed {config.run.seed}, device {plan.device}"
     return [
-        f"data: {sources.root}: {len(sources.unlabeled)} training images, {len(sources.labeled)} of them labelled, {len(sources.val)} for validation",
-        f"preset {config.preset}: {config.data.resolution} px, batch {config.gan.batch}, seed {config.run.seed}, device {plan.device}",
+        f"data: {sources.root}: {counts}",
+        f"preset {config.preset}: {settings}",
         f"networks: {millions}",
         f"length: {length}",
         "dry run: nothing was written",
     ]
 
 
+def new_states(config: Config, labels: LabelSpec, device: str) -> tuple[State, State]:
+    """Both stages at their start."""
+    channels = config.data.channels or 3
+    gan = new_gan_state(config, labels.num_classes, channels, device)
+    return gan, new_encoder_state(config, gan.G, channels, device)
+
+
 def run_stages(plan: Plan, run: Run) -> None:
     """From wherever the run folder stands to the exported model."""
     config, device = plan.config, plan.device
     data, val = pack_data(plan, run)
-    channels = data.channels
-    gan = new_gan_state(config, plan.labels.num_classes, channels, device)
-    encoder = new_encoder_state(config, gan.G, channels, device)
-    if plan.start_from:
+    gan, encoder = new_states(config, plan.labels, device)
+    gan_finished = bool(stage_checkpoints(run.folder, "encoder"))
+    if plan.start_from and not gan_finished:
         for note in warm_start(plan.start_from, gan, encoder):
             run.log(note)
     budgets = (None, None)
@@ -235,8 +262,13 @@ def run_stages(plan: Plan, run: Run) -> None:
         seconds = plan.hours * 3600
         budgets = (seconds * config.run.gan_fraction, seconds * (1 - config.run.gan_fraction))
 
-    restore(run, "gan", gan)
-    if not stage_checkpoints(run.folder, "encoder"):
+    restored = restore(run, "gan", gan)
+    if gan_finished and [restored] != stage_checkpoints(run.folder, "gan")[-1:]:
+        raise UserError(
+            f"{run.folder / 'checkpoints'}: the last GAN checkpoint, on which the encoder was trained, is missing or damaged; "
+            "delete encoder-*.pt there to go on from an earlier one"
+        )
+    if not gan_finished:
         run.log(f"GAN: {len(data.images)} images, {len(data.labeled)} labelled, on {device}")
         train_gan(config, plan.labels, data, gan, run, budgets[0], device)
     G = gan.G_ema
@@ -256,17 +288,27 @@ def run_stages(plan: Plan, run: Run) -> None:
     run.log(f"done in {duration(gan.seconds + encoder.seconds)} of training: {run.folder / 'model'}")
 
 
-def restore(run: Run, stage: str, state: State) -> None:
-    """Load a stage's newest readable checkpoint, if it has one; an unreadable one is named and passed over."""
+def restore(run: Run, stage: str, state: State) -> Path | None:
+    """Load a stage's newest readable checkpoint and return its path; an unreadable one is named and passed over.
+
+    Statistics that were written later are dropped. Raises UserError for a checkpoint of something else.
+    """
     for path in reversed(stage_checkpoints(run.folder, stage)):
         try:
-            state.load_state_dict(load_checkpoint(path))
+            content = load_checkpoint(path)
         except UserError as error:
             run.log(f"warning: {error}")
             continue
+        try:
+            state.load_state_dict(content)
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{path}: is no checkpoint of this run ({reason}); delete it to use an earlier one") from None
         run.drop_stats_after(stage, state.nimg / 1000)
         run.log(f"{stage}: goes on from {path.name} at {state.nimg / 1000:.1f} kimg")
-        return
+        return path
+    run.drop_stats_after(stage, 0.0)
+    return None
 
 
 def pack_data(plan: Plan, run: Run) -> tuple[TrainingData, ValidationData]:

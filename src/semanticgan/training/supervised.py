@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,8 @@ from semanticgan.losses import cross_entropy, dice_loss
 from semanticgan.metrics.segmentation import confusion, iou
 from semanticgan.nn.unet import UNet
 
+WARMUP = 20  # steps in which the learning rate rises
+
 
 def train_unet(
     images_u8: UInt8[np.ndarray, "n r r c"],
@@ -27,13 +30,14 @@ def train_unet(
     num_classes: int,
     symmetry: str = "all",  # true symmetries of the images: "none", "flip" or "all"
     steps: int = 800,
+    seconds: float | None = None,  # ends earlier, the learning rate falling accordingly; not repeatable then
     seed: int = 0,
     batch: int = 16,
     lr: float = 1e-3,  # AdamW, falling to 0 by cosine
     augment: float = 1.0,  # strength of the paired changes, as the GAN path's
     widths: tuple[int, ...] = (32, 64, 96, 128),
     bf16: bool = True,
-    device: torch.device | str = "cpu",
+    device: str = "cpu",
     say: Callable[[str], None] | None = None,  # hears of progress, twenty times
 ) -> UNet:
     """The U-Net whose averaged weights scored best on the validation images, in evaluation mode.
@@ -46,11 +50,12 @@ def train_unet(
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)
     stream = Stream(len(images_u8), seed, "unet")
     best, best_score = copy.deepcopy(net_ema.state_dict()), -math.inf
-    for step in range(steps):
+    started, step, progress = time.monotonic(), 0, 0.0
+    while progress < 1:
         nimg = step * batch
         chosen = stream.indices(nimg, batch)
         img, label = _changed(images_u8[chosen], labels_u8[chosen], num_classes, generator(seed, "unet", nimg), symmetry, augment)
-        optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / WARMUP) * (1 + math.cos(math.pi * progress)) / 2
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
             seg_logits = net(img.to(device))
         label = label.to(device)
@@ -59,12 +64,14 @@ def train_unet(
         loss.backward()
         optimizer.step()
         update_ema(net_ema, net, ema_decay(batch, 0.05 * nimg / 1000))
-        if (step + 1) % max(1, steps // 20) == 0 or step + 1 == steps:
+        step += 1
+        progress = max(step / steps, (time.monotonic() - started) / seconds if seconds else 0.0)
+        if step % max(1, steps // 20) == 0 or progress >= 1:
             score = mean_iou(net_ema, val_images, val_labels, num_classes, bf16)
             if score > best_score:
                 best, best_score = copy.deepcopy(net_ema.state_dict()), score
             if say:
-                say(f"U-Net step {step + 1} of {steps}: loss {loss.item():.3f}, validation mIoU {score:.3f}")
+                say(f"U-Net step {step} of {steps}: loss {loss.item():.3f}, validation mIoU {score:.3f}")
     net_ema.load_state_dict(best)
     return net_ema
 

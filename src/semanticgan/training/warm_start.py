@@ -1,6 +1,7 @@
 """Start from another run's or model's networks, to add labels or images."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,12 +18,12 @@ def warm_start(source: str, gan: State, encoder: State) -> list[str]:
     checkpoints = stage_checkpoints(Path(source), "gan")
     taken: list[str] = []
     if checkpoints:
-        saved = load_checkpoint(checkpoints[-1])["members"]
+        saved = entry(load_checkpoint(checkpoints[-1]), "members", checkpoints[-1])
         for name in ("G", "G_ema", "D_img", "D_seg"):
-            copy_weights(source, name, gan.members[name], saved[name])
+            copy_weights(source, name, gan.members[name], entry(saved, name, checkpoints[-1]))
             taken.append(name)
         best = Path(source) / "checkpoints" / "encoder-best.pt"
-        weights = load_checkpoint(best)["E"] if best.is_file() else None
+        weights = entry(load_checkpoint(best), "E", best) if best.is_file() else None
     else:
         model = SemanticGAN.load(source)
         for name in ("G", "G_ema"):
@@ -36,6 +37,14 @@ def warm_start(source: str, gan: State, encoder: State) -> list[str]:
     fresh = [name for name in ("D_img", "D_seg", "E") if name not in taken]
     notes = [f"from {source}: {', '.join(taken)}"]
     return [*notes, f"from {source}: has no {', '.join(fresh)}; they start fresh"] if fresh else notes
+
+
+def entry(content: object, name: str, path: Path) -> dict[str, Any]:
+    """A named part of a checkpoint. Raises UserError where there is none."""
+    part = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(part, dict):
+        raise UserError(f"--from {path}: has no {name}; expected a checkpoint of a run of this program")
+    return part
 
 
 def copy_weights(source: str, name: str, net: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -1,0 +1,75 @@
+"""`semanticgan evaluate`: the scores as a table, as JSON and as CSV."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from semanticgan.cli.output import require_file, write_text
+from semanticgan.data.sources import find_root, list_images
+from semanticgan.evaluation import evaluate, to_csv
+from semanticgan.model import SemanticGAN
+
+SECONDS_BETWEEN_LINES = 5
+
+
+def evaluate_model(
+    name: str,
+    data: Path,
+    spec: str,  # a list of images or a folder of them
+    device: str,
+    *,
+    steps: int | None,
+    batch: int,
+    json_file: Path | None,
+    csv_file: Path | None,
+    say: Callable[[str], None],
+) -> None:
+    """Print a table of scores, and write JSON and CSV where asked. Raises UserError, before the work where it can."""
+    for path, option in ((json_file, "--json"), (csv_file, "--csv")):
+        if path is not None:
+            require_file(path, option)
+    root = find_root(data)
+    images = list_images(root, spec)
+    model = SemanticGAN.load(name, device=device)
+    steps = model.config.steps if steps is None else steps
+    said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            say(f"{done} of {total} images")
+
+    result = evaluate(
+        lambda stream: model.find(stream, steps, batch), root, images, model.labels, model.config.data.channels or 3, progress
+    )
+    result = {"model": name, "list": spec, "steps": steps, **result}
+    say(f"{name} on {result['num_images']} images of {spec}, {steps} steps of inversion; mean per image, 95 % interval")
+    for line in table(result):
+        say(line)
+    if json_file is not None:
+        write_text(json_file, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    if csv_file is not None:
+        write_text(csv_file, to_csv(result))
+
+
+def table(result: dict[str, Any]) -> Iterator[str]:
+    """A line per class with IoU and Dice, then their mean and the accuracy."""
+    mean, interval = result["mean"], result["interval95"]
+    names = [*mean["iou"], "mean IoU", "accuracy"]
+    width = max(map(len, names)) + 2
+    yield f"{'':{width}}{'IoU':24}Dice"
+    for name in mean["iou"]:
+        cells = [_cell(mean[score][name], interval[score][name]) for score in ("iou", "dice")]
+        yield f"{name:{width}}{cells[0]:24}{cells[1]}"
+    yield f"{'mean IoU':{width}}{_cell(mean['miou'], interval['miou'])}"
+    yield f"{'accuracy':{width}}{_cell(mean['accuracy'], interval['accuracy'])}"
+
+
+def _cell(value: float | None, interval: list[float | None]) -> str:
+    if value is None:
+        return "not present"
+    low, high = interval
+    return f"{value:.4f}" if low is None or high is None else f"{value:.4f}  {low:.4f}..{high:.4f}"

@@ -1,0 +1,55 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from small_scenes import load, write_list
+
+from semanticgan.cli.scores import table
+
+
+def test_json_has_the_agreed_form(command, model_folder, data, tmp_path):
+    images = write_list(tmp_path / "list.txt", [f"images/{k:02d}.png" for k in range(5)])
+    args = ("evaluate", model_folder, "--data", data, "--list", images, "--steps", 0)
+    done = command(*args, "--json", tmp_path / "a" / "scores.json", "--csv", tmp_path / "scores.csv")
+    assert (done.code, done.errors) == (0, [])
+    result = json.loads((tmp_path / "a" / "scores.json").read_text())
+    assert result["num_images"] == 5 == len(result["cases"])
+    for group in (result["mean"], result["interval95"]):
+        assert set(group) == {"iou", "dice", "miou", "accuracy"}
+        assert set(group["iou"]) == set(group["dice"]) == {"background", "blob"}
+    assert [case["image"] for case in result["cases"]] == [f"images/{k:02d}.png" for k in range(5)]
+    low, high = result["interval95"]["miou"]
+    assert low <= result["mean"]["miou"] <= high
+    values = [case["iou"]["background"] for case in result["cases"]]
+    assert result["mean"]["iou"]["background"] == pytest.approx(np.mean(values))
+    rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
+    assert len(rows) == 5 and float(rows[0]["iou_background"]) == pytest.approx(values[0])
+    assert f"{result['mean']['iou']['background']:.4f}" in done.out
+
+
+def test_evaluate_agrees_with_segment(command, model_folder, data, tmp_path):
+    """Scores are those of the mask files that `segment` writes, and a folder is as good as a list."""
+    for k in range(8, 20):
+        (data / "images" / f"{k:02d}.png").unlink()
+    command("evaluate", model_folder, "--data", data, "--list", "images", "--steps", 0, "--json", tmp_path / "s.json")
+    command("segment", model_folder, data / "images", "--out", tmp_path / "out", "--steps", 0)
+    for case in json.loads((tmp_path / "s.json").read_text())["cases"]:
+        name = case["image"].split("/")[-1]
+        truth = np.asarray(load(data / "masks" / name)) == 1
+        found = np.asarray(load(tmp_path / "out" / "masks" / name)) == 1
+        union = (truth | found).sum()
+        assert case["iou"]["blob"] == pytest.approx((truth & found).sum() / union)
+
+
+def test_table_of_an_absent_class():
+    mean = {"iou": {"a": 0.5, "b": None}, "dice": {"a": 0.75, "b": None}, "miou": 0.5, "accuracy": 1.0}
+    none = [None, None]
+    interval = {"iou": {"a": [0.25, 0.75], "b": none}, "dice": {"a": [0.5, 1.0], "b": none}, "miou": none, "accuracy": [1.0, 1.0]}
+    assert list(table({"mean": mean, "interval95": interval})) == [
+        "          IoU                     Dice",
+        "a         0.5000  0.2500..0.7500  0.7500  0.5000..1.0000",
+        "b         not present             not present",
+        "mean IoU  0.5000",
+        "accuracy  1.0000  1.0000..1.0000",
+    ]

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from semanticgan.config import build_config
+from semanticgan.nn.encoder import Encoder
+from semanticgan.training.encoder import build_encoder
+
+
+def build(resolution=16, channels=3, widths=(16, 24), seed=0):
+    torch.manual_seed(seed)
+    return Encoder(resolution, channels, 2 * resolution.bit_length() - 4, 12, widths)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "channels", "widths"),
+    [(16, 3, (8, 8)), (32, 1, (16, 24, 32)), (64, 3, (8, 16, 24, 32)), (16, 1, (8, 8, 8, 8)), (128, 3, (8,))],
+)
+def test_a_row_for_each_layer_of_g(resolution, channels, widths):
+    ws = build(resolution, channels, widths)(torch.randn(2, channels, resolution, resolution))
+    assert ws.shape == (2, 2 * resolution.bit_length() - 4, 12) and ws.dtype == torch.float32
+
+
+def test_starts_near_w_avg_and_follows_it():
+    E, img = build(), torch.randn(4, 3, 16, 16)
+    before = E(img)
+    assert before.abs().mean() < 0.3  # offsets from w_avg = 0, where w has unit deviation
+    E.w_avg += 5
+    assert torch.allclose(E(img), before + 5, atol=1e-5)
+
+
+def test_images_of_another_side_are_refused():
+    with pytest.raises(ValueError, match="got images of side 32, expected 16"):
+        build()(torch.randn(1, 3, 32, 32))
+
+
+def test_float32_out_of_bfloat16():
+    E, img = build(), torch.randn(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        ws = E(img)
+    assert ws.dtype == torch.float32
+    assert torch.allclose(ws, E(img), atol=0.05)  # eight bits of mantissa
+
+
+def test_every_parameter_learns():
+    E = build()
+    for block in E.stages.modules():  # blocks start as their skip connection: open them
+        if hasattr(block, "norm1"):
+            torch.nn.init.ones_(block.norm1.weight)
+    E(torch.randn(4, 3, 16, 16)).square().sum().backward()
+    for name, parameter in E.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_images_do_not_influence_each_other():
+    E = build().double().eval()
+    img = torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    assert torch.allclose(E(img)[2:3], E(img[2:3]), atol=1e-6)  # the output passes through float32
+
+
+def test_size_at_64_px():
+    config = build_config("cpu64")
+    with torch.device("meta"):
+        E = build_encoder(config.networks, 64, 3)
+    assert 3e6 < sum(p.numel() for p in E.parameters()) < 6e6

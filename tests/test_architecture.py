@@ -1,0 +1,170 @@
+"""The shape of the package: who may import whom, how long files and functions are, and what loads without torch."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "semanticgan"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__") or "__init__": path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+# Module or folder -> what of the package it may import, besides `errors` and its own folder where that is listed.
+# The longest entry counts. "*" is everything but cli.
+MAY_IMPORT = {
+    "__init__": {"model", "errors"},
+    "__main__": {"cli"},
+    "errors": set(),
+    "labels": set(),
+    "config": {"labels"},
+    "visuals": {"labels"},
+    "nn.ops": set(),
+    "nn.layers": {"nn.ops"},
+    "nn": {"nn.ops", "nn.layers"},
+    "losses": {"labels"},
+    "ema": set(),
+    "metrics": {"labels", "metrics"},
+    "data": {"config", "labels", "data"},
+    "data.check": {"labels", "data", "visuals"},
+    "inversion": {"config", "losses", "nn"},
+    "predict": {"config", "labels", "data.transforms", "inversion", "nn"},
+    "evaluation": {"config", "labels", "data", "metrics", "predict", "visuals"},
+    "reference_weights": {"labels", "nn"},
+    "model": {"config", "labels", "data", "nn", "inversion", "predict", "metrics", "visuals", "evaluation"},
+    "training.run": {"training.checkpoint"},
+    "training.checkpoint": set(),
+    "training": {
+        "config", "labels", "data", "nn", "losses", "ema", "metrics", "visuals", "inversion", "predict", "evaluation",
+        "model", "training", "__init__",
+    },
+    "demo": {"*"},
+    "cli": {
+        "__init__", "cli", "config", "data", "demo", "evaluation", "labels", "model", "reference_weights",
+        "training.run", "training.stages", "visuals",
+    },
+}  # fmt: skip
+# Third-party packages and the import names under which pyproject.toml's dependencies are known.
+IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml"}
+NO_TORCH = ("errors", "labels", "config", "data.sources", "cli.main", "cli.inputs", "cli.output")
+
+
+def imported(path):
+    """Full names of what a file imports anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_modules(path):
+    """Modules of this package that a file imports."""
+    for name in imported(path):
+        if name.split(".")[0] == "semanticgan":
+            parts = name.split(".")[1:]
+            while parts and ".".join(parts) not in MODULES:
+                parts.pop()
+            yield ".".join(parts) or "__init__"
+
+
+def below(module, folders):
+    return "*" in folders or any(module == f or module.startswith(f + ".") for f in folders)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_who_imports_whom(module):
+    rules = [name for name in MAY_IMPORT if below(module, {name})]
+    assert rules, f"{module}: say in MAY_IMPORT what it may import"
+    allowed = MAY_IMPORT[max(rules, key=len)] | {"errors"}
+    for other in own_modules(MODULES[module]):
+        assert below(other, allowed) and (module.split(".")[0] in ("cli", "__main__") or not below(other, {"cli"})), (
+            f"{module} imports {other}; it may import {sorted(allowed)}"
+        )
+
+
+def test_no_circles():
+    graph = {module: set(own_modules(path)) - {module} for module, path in MODULES.items() if module not in ("__init__",)}
+    done = {"__init__"}
+    while graph:
+        free = {module for module, others in graph.items() if others <= done}
+        assert free, f"these modules import each other in a circle: {sorted(graph)}"
+        done |= free
+        graph = {module: others for module, others in graph.items() if module not in free}
+
+
+def test_only_declared_dependencies():
+    text = (PACKAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(r"^dependencies = \[(.*?)^\]", text, re.M | re.S)[1]
+    names = re.findall(r'"([A-Za-z0-9_-]+)', block)
+    allowed = {"semanticgan", *sys.stdlib_module_names, *(IMPORT_NAMES.get(n.lower(), n) for n in names)}
+    for module, path in MODULES.items():
+        foreign = {name.split(".")[0] for name in imported(path)} - allowed
+        assert not foreign, f"{module} imports {sorted(foreign)}, which pyproject.toml does not list"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_length_and_folders(module):
+    path = MODULES[module]
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400, f"{module} has over 400 lines"
+    assert module.count(".") <= 1, f"{module} lies more than one folder deep"
+    assert not set(re.split(r"[._]", module)) & {"utils", "util", "helpers", "misc", "common"}, module
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{module}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_annotations_stay_checkable(module):
+    """jaxtyping needs evaluated annotations, and an `except:` hides defects."""
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert "from __future__ import annotations" not in text
+    assert not re.search(r"^\s*except:", text, re.M), f"{module}: bare except"
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import semanticgan",
+        f"import {', '.join(f'semanticgan.{module}' for module in NO_TORCH)}",
+        "from semanticgan.cli.main import run; run(['train', '--help'])",
+        "from semanticgan.cli.main import run; run(['segment', 'model', 'no such image', '--out', 'no such folder'])",
+    ],
+)
+def test_loads_without_torch(code):
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "semanticgan" in loaded
+    assert not {"torch", "huggingface_hub"} & loaded
+
+
+def test_help_is_quick():
+    """Processor time of the quickest of a few runs, so that other work on the machine does not count."""
+
+    def seconds():
+        before = os.times()
+        done = subprocess.run([sys.executable, "-m", "semanticgan", "--help"], capture_output=True, text=True, check=True)
+        after = os.times()
+        assert "Usage: semanticgan" in done.stdout
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    seconds()  # compiles and warms the file cache
+    assert min(seconds() for _ in range(4)) < 0.6

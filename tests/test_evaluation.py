@@ -1,0 +1,224 @@
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from semanticgan.errors import UserError
+from semanticgan.evaluation import choose, evaluate, fit_temperature, to_csv
+from semanticgan.labels import LabelSpec
+from semanticgan.predict import Found
+
+LABELS = LabelSpec(names=("background", "cat", "dog"), palette=((0, 0, 0), (1, 1, 1), (2, 2, 2)))
+BINARY = LabelSpec(names=("background", "lesion"), palette=((0, 0, 0), (1, 1, 1)), coding="binary")
+SIDE = 8
+
+
+def answer(label, num_classes, confidence=4.0, distance=0.25, size=None, crop=None):
+    """What a predictor found, given the label map [SIDE, SIDE]."""
+    onehot = torch.nn.functional.one_hot(torch.from_numpy(label.astype(np.int64)), num_classes).permute(2, 0, 1)
+    log_probs = (confidence * onehot.float()).log_softmax(0)
+    return Found(size or label.shape, "squash", 1.0, log_probs, crop, None, distance)
+
+
+def write(root: Path, name: str, mask: np.ndarray, img: np.ndarray | None = None):
+    for folder, values in (("images", np.zeros((*mask.shape, 3), np.uint8) if img is None else img), ("masks", mask)):
+        (root / folder).mkdir(exist_ok=True)
+        Image.fromarray(values.astype(np.uint8)).save(root / folder / f"{name}.png")
+    return f"images/{name}.png"
+
+
+def halves(left, right):
+    out = np.full((SIDE, SIDE), left, np.uint8)
+    out[:, SIDE // 2 :] = right
+    return out
+
+
+@pytest.fixture
+def cats(tmp_path):
+    """Three images and a predictor that sees the left half as cat, the right as background."""
+    names = [
+        write(tmp_path, "right", halves(1, 0)),
+        write(tmp_path, "dog", halves(1, 2)),
+        write(tmp_path, "ignored", np.full((SIDE, SIDE), 255)),
+    ]
+
+    def find(images):
+        for img in images:
+            yield answer(halves(1, 0), 3, size=img.shape[:2])
+
+    return tmp_path, names, find
+
+
+def test_scores_a_reader_can_check(cats):
+    root, names, find = cats
+    result = evaluate(find, root, names, LABELS, 3)
+    assert set(result) == {"num_images", "mean", "interval95", "cases"} and result["num_images"] == 3
+    assert [case["image"] for case in result["cases"]] == names
+    right, dog, ignored = result["cases"]
+    assert right == {
+        "image": "images/right.png", "iou": {"background": 1.0, "cat": 1.0, "dog": None},
+        "dice": {"background": 1.0, "cat": 1.0, "dog": None}, "miou": 1.0, "accuracy": 1.0, "distance": 0.25,
+    }  # fmt: skip
+    assert dog["iou"] == {"background": 0.0, "cat": 1.0, "dog": 0.0} and dog["miou"] == pytest.approx(1 / 3)
+    assert dog["accuracy"] == 0.5
+    assert set(ignored["iou"].values()) == {None} and ignored["miou"] is ignored["accuracy"] is None
+    # None is not counted
+    assert result["mean"]["iou"] == {"background": 0.5, "cat": 1.0, "dog": 0.0}
+    assert result["mean"]["miou"] == pytest.approx(2 / 3) and result["mean"]["accuracy"] == 0.75
+
+
+def test_intervals_hold_the_mean_and_repeat(tmp_path):
+    random = np.random.default_rng(0)
+    names = [write(tmp_path, f"{k:02d}", random.integers(0, 2, (SIDE, SIDE)) * 255) for k in range(12)]
+
+    def find(images):
+        for img in images:
+            yield answer(halves(1, 0), 2, size=img.shape[:2])
+
+    result = evaluate(find, tmp_path, names, BINARY, 3)
+    for group in ("iou", "dice"):
+        for name, mean in result["mean"][group].items():
+            low, high = result["interval95"][group][name]
+            assert low < mean < high
+    assert result["interval95"]["miou"][0] < result["mean"]["miou"] < result["interval95"]["miou"][1]
+    assert evaluate(find, tmp_path, names, BINARY, 3) == result
+
+
+def test_a_class_that_is_nowhere(cats):
+    root, names, find = cats
+    result = evaluate(find, root, names[:1], LABELS, 3)
+    assert result["mean"]["iou"]["dog"] is None and result["interval95"]["iou"]["dog"] == [None, None]
+
+
+def test_scores_are_taken_at_the_masks_own_size(tmp_path):
+    mask = np.zeros((60, 40), np.uint8)
+    mask[:, :15] = 255  # no multiple of the predictor's pixels
+    name = write(tmp_path, "large", mask)
+    result = evaluate(lambda images: (answer(halves(1, 0), 2, size=i.shape[:2]) for i in images), tmp_path, [name], BINARY, 3)
+    assert result["cases"][0]["iou"]["lesion"] == 15 / 20
+
+
+def test_csv_has_a_line_per_image(cats):
+    root, names, find = cats
+    result = evaluate(find, root, names, LABELS, 3)
+    rows = list(csv.DictReader(to_csv(result).splitlines()))
+    assert [row["image"] for row in rows] == names
+    assert list(rows[0]) == [
+        "image", "iou_background", "iou_cat", "iou_dog", "dice_background", "dice_cat", "dice_dog",
+        "miou", "accuracy", "distance",
+    ]  # fmt: skip
+    assert float(rows[1]["iou_cat"]) == 1 and rows[0]["iou_dog"] == "" and float(rows[2]["distance"]) == 0.25
+
+
+def test_every_bad_file_is_named_and_nothing_more_predicted(cats):
+    root, names, find = cats
+    done = []
+
+    def counted(images):
+        for found in find(images):
+            done.append(found)
+            yield found
+
+    (root / "masks/dog.png").unlink()
+    Image.fromarray(np.full((SIDE, SIDE), 7, np.uint8)).save(root / "masks/ignored.png")
+    with pytest.raises(UserError) as error:
+        evaluate(counted, root, [*names, "images/none.png", names[0]], LABELS, 3)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3 and "masks/dog.png: no such file" in lines[0]
+    assert "ignored.png: got class id 7" in lines[1] and "none.png: no such file" in lines[2]
+    assert len(done) == 1
+
+
+# ---------------------------------------------------------------- choosing
+
+
+@pytest.fixture
+def lesions(tmp_path):
+    """Twelve images; image k has its number in its pixels, its mask's left half is lesion."""
+    mask = halves(255, 0)
+    return tmp_path, [write(tmp_path, f"{k:02d}", mask, np.full((SIDE, SIDE, 3), k)) for k in range(12)]
+
+
+def finder(wrong, asked=None):
+    """A predictor whose first wrong(k, steps, zoom) columns of the lesion in image k are missed."""
+
+    def label(k, steps, zoom):
+        out = halves(1, 0)
+        out[:, : wrong(k, steps, zoom)] = 0
+        return out
+
+    def find(images, steps, zoom):
+        for img in images:
+            k = int(img[0, 0, 0])
+            if asked is not None:
+                asked.append((k, steps, zoom))
+            crop = ((0, 0, SIDE, SIDE), answer(label(k, steps, True), 2).log_probs) if zoom else None
+            yield answer(label(k, steps, False), 2, distance=k / 11, crop=crop)
+
+    return find
+
+
+def test_fewer_steps_win_a_tie(lesions):
+    choice = choose(finder(lambda k, steps, zoom: 1), *lesions, BINARY, 3)
+    assert (choice.steps, choice.zoom) == (0, True)
+    assert choice.scores == {"0 steps": 0.75, "0 steps, zoom": 0.75, "20 steps, zoom": 0.75, "60 steps, zoom": 0.75}
+    assert choice.distance_quantiles == pytest.approx(np.linspace(0, 1, 21))
+
+
+def test_steps_are_taken_where_they_clearly_help(lesions):
+    better = choose(finder(lambda k, steps, zoom: 1 - (steps >= 20)), *lesions, BINARY, 3)
+    assert better.steps == 20 and better.scores["20 steps, zoom"] == 1
+    # gains .5 in one image of twelve, loses .25 in another: above the margin on average, within its standard error
+    doubtful = finder(lambda k, steps, zoom: {3: 0, 4: 2}.get(k, 1) if steps else {3: 2}.get(k, 1))
+    assert choose(doubtful, *lesions, BINARY, 3).steps == 0
+
+
+def test_zoom_is_left_where_it_hurts(lesions):
+    asked = []
+    choice = choose(finder(lambda k, steps, zoom: 1 + zoom, asked), *lesions, BINARY, 3)
+    assert not choice.zoom and choice.scores["0 steps, zoom"] < choice.scores["0 steps"]
+    assert {zoom for _, steps, zoom in asked if steps} == {False}
+    assert choose(finder(lambda k, steps, zoom: 1 + zoom), *lesions, BINARY, 3, zoom=True).zoom
+    assert not choose(finder(lambda k, steps, zoom: 2 - zoom), *lesions, BINARY, 3, zoom=False).zoom
+
+
+def test_fixed_settings_are_kept(lesions):
+    asked = []
+    choice = choose(finder(lambda k, steps, zoom: 0, asked), *lesions, BINARY, 3, steps=(60,), zoom=False)
+    assert (choice.steps, choice.zoom) == (60, False) and {a[1:] for a in asked} == {(60, False)}
+
+
+def test_inversion_is_tried_on_some_images(lesions):
+    asked = []
+    choice = choose(finder(lambda k, steps, zoom: 1 - (steps == 60), asked), *lesions, BINARY, 3, most=4)
+    assert choice.steps == 60 and [k for k, steps, _ in asked if steps == 60] == [0, 3, 6, 9]
+
+
+def test_more_than_two_classes_never_zoom(cats):
+    root, names, find = cats
+    choice = choose(lambda images, steps, zoom: find(images), root, names, LABELS, 3)
+    assert not choice.zoom and set(choice.scores) == {"0 steps", "20 steps", "60 steps"}
+
+
+def test_nothing_to_choose_by():
+    choice = choose(finder(lambda k, steps, zoom: 0), Path(), [], BINARY, 3)
+    assert (choice.steps, choice.zoom, choice.temperature, choice.distance_quantiles) == (0, False, 1.0, ())
+
+
+def test_temperature_makes_confidence_honest(lesions):
+    """A quarter of the lesion is missed, an eighth of all pixels: the best temperature says 7/8 everywhere."""
+    choice = choose(finder(lambda k, steps, zoom: 1), *lesions, BINARY, 3)
+    assert choice.temperature == pytest.approx(4 / math.log(7), rel=0.03)  # the grid's step
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+def test_fit_temperature_finds_the_one_that_drew_the_labels(temperature):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(20_000, 4, generator=generator)
+    label = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)[:, 0]
+    assert fit_temperature(logits, label) == pytest.approx(temperature, rel=0.06)  # two steps of the grid
+    assert fit_temperature(logits[:0], label[:0]) == 1

@@ -1,0 +1,230 @@
+import json
+import math
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from semanticgan.data import transforms
+from semanticgan.data.synthetic import LABELS
+from semanticgan.labels import IGNORE_INDEX
+from semanticgan.nn.perceptual import LPIPS
+from semanticgan.training.checkpoint import load_checkpoint, stage_checkpoints
+from semanticgan.training.encoder import EncoderTrainer, ValidationData, new_encoder_state, train_encoder
+from semanticgan.training.gan import TrainingData, build_generator
+from semanticgan.training.run import Interrupted, Run
+
+NO_VALIDATION = ValidationData(np.zeros((0, 16, 16, 3), np.uint8), np.zeros((0, 16, 16), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def config(small_config):
+    return small_config()
+
+
+@pytest.fixture(scope="module")
+def lpips():
+    return LPIPS().to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(scope="module")
+def G(config):
+    torch.manual_seed(5)
+    G = build_generator(config.networks, 16, 4, 3).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    G.mapping.w_avg.copy_(G.mapping.w(torch.randn(1000, 16)).mean(0))
+    return G
+
+
+def silent(folder):
+    return Run(folder, say=lambda text: None)
+
+
+def train(config, data, val, G, lpips, folder, *, saved=None, stop_at=None):
+    state = new_encoder_state(config, G, 3, "cpu")
+    if saved is not None:
+        state.load_state_dict(load_checkpoint(saved))
+    draw = EncoderTrainer.draw_samples
+    steps = [state.nimg]
+
+    def draw_and_stop(self, random):
+        if self.state.nimg == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        steps.append(self.state.nimg)
+        return draw(self, random)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EncoderTrainer, "draw_samples", draw_and_stop)
+        if stop_at is None:
+            train_encoder(config, LABELS, data, val, G, lpips, state, silent(folder), None, "cpu")
+        else:
+            with pytest.raises(Interrupted):
+                train_encoder(config, LABELS, data, val, G, lpips, state, silent(folder), None, "cpu")
+    return state
+
+
+def trainer(config, data, G, lpips):
+    return EncoderTrainer(config, LABELS, data, G, lpips, new_encoder_state(config, G, 3, "cpu"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def whole(config, small_data, G, lpips, tmp_path_factory):
+    """An uninterrupted run of four steps, with ticks after the second and the last."""
+    folder = tmp_path_factory.mktemp("whole")
+    before = {name: value.clone() for name, value in G.state_dict().items()}
+    return train(config, *small_data, G, lpips, folder), folder, before
+
+
+def test_g_stays_as_it_is(whole, G, assert_same):
+    assert_same(dict(G.state_dict()), whole[2])
+    assert all(parameter.grad is None for parameter in G.parameters())
+
+
+def test_what_the_stage_leaves(whole):
+    state, folder, _ = whole
+    assert state.nimg == 48 and state.seconds > 0
+    lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    assert [line["kimg"] for line in lines] == [0.024, 0.048]
+    assert all(0 <= line["val_iou"] <= 1 for line in lines)
+    assert {"loss", "mse", "lpips", "labeled", "samples", "latent", "grad_norm", "images_per_second"} <= lines[0].keys()
+    best = load_checkpoint(folder / "checkpoints" / "encoder-best.pt")
+    scores = {line["kimg"]: line["val_iou"] for line in lines}
+    assert scores[best["kimg"]] == max(scores.values()) == state.best
+    assert (folder / "samples" / "encoder-000000048.png").is_file()
+
+
+def test_the_same_seed_gives_the_same_run(whole, config, small_data, G, lpips, tmp_path, assert_same):
+    again = train(config, *small_data, G, lpips, tmp_path)
+    assert_same(again.state_dict(), whole[0].state_dict(), but=("seconds",))
+
+
+@pytest.mark.parametrize("stop_at", [0, 24])
+def test_two_halves_around_a_signal_equal_one_run(whole, config, small_data, G, lpips, tmp_path, assert_same, stop_at):
+    train(config, *small_data, G, lpips, tmp_path, stop_at=stop_at)
+    saved = stage_checkpoints(tmp_path, "encoder")[-1]
+    assert saved.name == f"encoder-{stop_at + 12:09d}.pt"
+    state = train(config, *small_data, G, lpips, tmp_path, saved=saved)
+    assert_same(state.state_dict(), whole[0].state_dict(), but=("seconds",))
+    best = [load_checkpoint(folder / "checkpoints" / "encoder-best.pt") for folder in (tmp_path, whole[1])]
+    assert_same(*best)
+
+
+def test_without_validation_images_the_last_state_is_the_best(config, small_data, G, lpips, tmp_path, assert_same):
+    state = train(config, small_data[0], NO_VALIDATION, G, lpips, tmp_path)
+    best = load_checkpoint(tmp_path / "checkpoints" / "encoder-best.pt")
+    assert_same(dict(best["E"]), dict(state.E_ema.state_dict()))
+    assert json.loads((tmp_path / "stats.jsonl").read_text().splitlines()[0])["val_iou"] is None
+
+
+def test_starts_at_gs_mean_w(config, G):
+    state = new_encoder_state(config, G, 3, "cpu")
+    assert torch.equal(state.E.w_avg, G.mapping.w_avg) and torch.equal(state.E_ema.w_avg, G.mapping.w_avg)
+    assert not any(p.requires_grad for p in state.E_ema.parameters()) and not state.E_ema.training
+
+
+def test_gradients_reach_all_of_e_and_are_clipped(config, small_data, G, lpips):
+    this = trainer(config, small_data[0], G, lpips)
+    this.update(0, 0.5)
+    assert all(p.grad is not None for p in this.state.E.parameters())
+    norm = torch.stack([p.grad.norm() for p in this.state.E.parameters()]).norm()
+    assert norm <= config.encoder.grad_clip * 1.001
+
+
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.01), (0.5, 0.5), (1.0, 0.0)])
+def test_the_learning_rate_rises_and_falls(config, small_data, G, lpips, progress, share):
+    this = trainer(config, small_data[0], G, lpips)
+    this.update(0, progress)
+    assert this.state.opt.param_groups[0]["lr"] == pytest.approx(config.encoder.lr * share, abs=1e-12)
+
+
+def test_batches_that_are_no_multiple_of_three(small_config, small_data, G, lpips, tmp_path):
+    state = train(small_config("encoder.batch=8", "encoder.kimg=0.008"), *small_data, G, lpips, tmp_path)
+    assert state.nimg == 12  # twice a third of 2 each
+
+
+# ---------------------------------------------------------------- what it learns from
+
+
+def test_samples_come_with_their_label_maps_and_latents(small_config, small_data, G, lpips):
+    this = trainer(small_config("run.precision=fp32", "encoder.augment=0", "data.symmetry=none"), small_data[0], G, lpips)
+    seen, label, clean, ws = this.draw_samples(torch.Generator().manual_seed(0))
+    assert len(seen) == len(clean) == len(label) == 4 and len(ws) == 2
+    assert torch.allclose(seen, clean, atol=1e-5) and seen.abs().max() <= 1 + 1e-4  # the warp's grid is rounded
+    plain = G.mapping(torch.randn(4, G.z_dim, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(ws, plain[:2])
+
+
+def test_labelled_image_and_label_move_together(config, small_data, G, lpips):
+    """An image that is its own label map still is after moving."""
+    labels = np.random.default_rng(0).integers(0, 2, (4, 4, 4)).repeat(4, 1).repeat(4, 2)
+    this = trainer(config, small_data[0], G, lpips)
+    label = torch.from_numpy(labels)
+    img = (label[:, None].float() * 2 - 1).expand(-1, 3, -1, -1).contiguous()
+    moved, moved_label = this.moved(img, label, torch.Generator().manual_seed(1))
+    sure = moved[:, 0].abs() > 0.2
+    assert sure.float().mean() > 0.5 and torch.equal((moved[:, 0] > 0)[sure], (moved_label == 1)[sure])
+    assert not torch.equal(moved_label, label)
+
+
+def test_ignored_pixels_move_too_and_stay_ignored(config, small_data, G, lpips):
+    this = trainer(config, small_data[0], G, lpips)
+    label = torch.full((4, 16, 16), IGNORE_INDEX)
+    moved = this.moved(torch.zeros(4, 3, 16, 16), label, torch.Generator().manual_seed(1))[1]
+    assert (moved == IGNORE_INDEX).all()
+    label[:, :, 8:] = 2
+    moved = this.moved(torch.zeros(4, 3, 16, 16), label, torch.Generator().manual_seed(1))[1]
+    assert set(moved.unique().tolist()) == {2, IGNORE_INDEX}
+
+
+def test_labels_that_are_all_ignored_leave_a_finite_loss(config, small_data, G, lpips):
+    data = TrainingData(small_data[0].images, small_data[0].labeled, np.full_like(small_data[0].labels, IGNORE_INDEX))
+    stats = trainer(config, data, G, lpips).update(0, 0.5)
+    assert all(math.isfinite(float(value)) for value in stats.values())
+
+
+# ---------------------------------------------------------------- validation
+
+
+def test_validation_scores_foreground_images_by_iou(config, small_data, G, lpips, monkeypatch):
+    this = trainer(config, small_data[0], G, lpips)
+    label = torch.zeros(2, 16, 16, dtype=torch.long)
+    label[0, :8], label[1, :, :4] = 1, 2
+    pred = label.clone()
+    pred[0, :4] = 0  # half of the first object is missed
+    logits = torch.nn.functional.one_hot(pred, 4).permute(0, 3, 1, 2).float()
+    monkeypatch.setattr(this, "explain", lambda images: (None, logits))
+    val = ValidationData(np.zeros((2, 16, 16, 3), np.uint8), label.numpy().astype(np.uint8))
+    assert this.validate(val) == pytest.approx((0.5 + 1) / 2)
+    assert math.isnan(this.validate(NO_VALIDATION))
+
+
+def test_evaluation_changes_nothing(config, small_data, G, lpips, assert_same):
+    this = trainer(config, small_data[0], G, lpips)
+    this.update(0, 0.5)
+    before = {name: value.clone() for name, value in this.state.E.state_dict().items()}
+    random_state = torch.get_rng_state()
+    score = this.validate(small_data[1])
+    assert this.picture(small_data[1]).dtype == np.uint8 and this.picture(NO_VALIDATION).dtype == np.uint8
+    assert this.validate(small_data[1]) == score
+    assert_same(dict(this.state.E.state_dict()), before)
+    assert torch.equal(torch.get_rng_state(), random_state) and this.state.E.training and not this.state.E_ema.training
+
+
+@pytest.mark.slow
+def test_it_learns_to_explain_what_g_can_draw(small_config, G, lpips, tmp_path):
+    """On images that G drew itself, the loss falls and the validation IoU rises."""
+    drawer = build_generator(small_config().networks, 16, 4, 3).eval().requires_grad_(False)
+    drawer.load_state_dict(G.state_dict())
+    with torch.no_grad():
+        z = torch.randn(72, G.z_dim, generator=torch.Generator().manual_seed(0))
+        drawer.synthesis.blocks[-1].to_seg.bias -= drawer(z, noise="none")[1].mean((0, 2, 3))  # all classes occur
+        img, seg_logits = drawer(z, noise="none")
+    images, labels = transforms.to_u8(img.clamp(-1, 1)).numpy(), seg_logits.argmax(1).byte().numpy()
+    data, val = TrainingData(images[:64], images[:64], labels[:64]), ValidationData(images[64:], labels[64:])
+    config = small_config("data.symmetry=none", "encoder.augment=0.2", "encoder.kimg=1.6", "encoder.batch=12",
+                          "run.tick_kimg=0.2", "encoder.ema_half_life_kimg=0.05", "encoder.lr=0.002")  # fmt: skip
+    train(config, data, val, drawer, lpips, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
+    print([(round(l["loss"], 2), round(l["val_iou"], 3)) for l in lines])
+    assert lines[-1]["loss"] < 0.85 * lines[0]["loss"]
+    assert lines[-1]["val_iou"] > lines[0]["val_iou"] + 0.1
