@@ -244,7 +244,7 @@ class _Part:
 
 def _write_page(out: Path, lines: list[str], lists: dict[str, list[str]], model: SemanticGAN, methods: dict[str, Method]) -> None:
     told = (
-        f"Drawn scenes of cells and bacteria. Both methods learnt from the same {len(lists['labeled'])} labelled images of\n"
+        f"Drawn scenes of cells and yeast. Both methods learnt from the same {len(lists['labeled'])} labelled images of\n"
         f"domain a; {OURS} also saw {len(lists['unlabeled'])} images without labels. Domain b shows scenes of the same kind in\n"
         "another stain under another microscope; nothing was trained or chosen on it."
     )

@@ -73,7 +73,7 @@ def _save(path: Path, image: Image.Image) -> None:
     temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(temporary, format="PNG")
+        image.save(temporary, format="PNG", compress_level=1)  # a fifth of the usual time, an eighth more bytes
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place or free space") from None

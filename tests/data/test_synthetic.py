@@ -55,7 +55,7 @@ def test_every_class_occurs_and_no_side_is_favoured():
     for kind in (CELL, NUCLEUS):
         where = (labels == kind).mean(0)
         halves = [where[:8].mean(), where[8:].mean(), where[:, :8].mean(), where[:, 8:].mean()]
-        assert max(halves) < 1.15 * min(halves)  # 400 scenes: the halves' shares scatter by about 4 %
+        assert max(halves) < 1.25 * min(halves)  # 400 scenes: each half's share scatters by about 5 %
 
 
 def test_write_dataset(tmp_path):

@@ -23,7 +23,7 @@ def test_a_row_for_each_layer_of_g(resolution, channels, widths):
 def test_starts_near_w_avg_and_follows_it():
     E, img = build(), torch.randn(4, 3, 16, 16)
     before = E(img)
-    assert before.abs().mean() < 0.3  # offsets from w_avg = 0, where w has unit deviation
+    assert before.abs().mean() < 0.6  # offsets from w_avg = 0; w itself has unit deviation
     E.w_avg += 5
     assert torch.allclose(E(img), before + 5, atol=1e-5)
 

@@ -96,8 +96,8 @@ def test_an_absent_or_empty_folder_is_new(tmp_path):
 
 def test_files_and_full_folders_are_not_new(tmp_path):
     (tmp_path / "file").touch()
-    for folder, message in ((tmp_path, "not empty"), (tmp_path / "file", "is a file"), (tmp_path / "file" / "x", "cannot be written"),
-                            (tmp_path / ("x" * 300), "cannot be written")):  # fmt: skip
+    refused = {"": "not empty", "file": "is a file", "file/x": "cannot be written", "x" * 300: "cannot be written"}
+    for folder, message in ((tmp_path / name, message) for name, message in refused.items()):
         with pytest.raises(UserError, match=message) as caught:
             require_new_folder(folder)
         assert str(caught.value).startswith(f"--out {folder}: ")

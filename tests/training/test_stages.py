@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 
 from semanticgan.errors import UserError
+from semanticgan.labels import LabelSpec
 from semanticgan.training import stages
 from semanticgan.training.checkpoint import load_checkpoint, stage_checkpoints
 from semanticgan.training.gan import GanTrainer
@@ -120,7 +120,12 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be_done(call, tmp_path):
     said = call(dry_run=True, hours=1.0)
     assert names(tmp_path) == [] and said[-1] == "dry run: nothing was written"
     text = "\n".join(said)
-    for part in ("32 training images, 8 of them labelled, 4 for validation", "preset tiny32: 16 px, batch 8", "G 0.", "55% of 1.0 h"):
+    for part in (
+        "32 training images, 8 of them labelled, 4 for validation",
+        "preset tiny32: 16 px, batch 8",
+        "G 0.",
+        "55% of 1.0 h",
+    ):
         assert part in text
 
 
@@ -141,8 +146,16 @@ def test_a_class_that_is_never_labelled(call, scenes, tmp_path):
         Image.fromarray(np.full((16, 16), k % 2, np.uint8)).save(root / "masks" / f"{k}.png")
     classes = [{"name": "background"}, {"name": "cat"}, {"name": "unicorn"}]
     (root / "classes.json").write_text(json.dumps({"classes": classes}))
-    with pytest.raises(UserError, match=r"class unicorn has no pixel in the labelled training images at 16 px"):
+    with pytest.raises(UserError, match="unicorn"):
         call(data=root, labeled=[], val=[])
+    assert names(tmp_path) == ["data"]
+
+
+def test_a_class_that_is_lost_at_the_models_resolution():
+    labels = LabelSpec.unnamed(3)
+    with pytest.raises(UserError, match=r"class class_1, class_2 has no pixel in the labelled training images at 4 px"):
+        stages.require_all_classes(Path("data"), labels, np.array([0, 255], np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2))
+    stages.require_all_classes(Path("data"), labels, np.arange(3, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2))
 
 
 # ---------------------------------------------------------------- resume
@@ -232,7 +245,16 @@ def compare(folder, whole, assert_same):
 
 
 def test_what_a_run_leaves(whole):
-    assert names(whole) == ["checkpoints", "config.json", "labeled.txt", "log.txt", "samples", "stats.jsonl", "unlabeled.txt", "val.txt"]
+    assert names(whole) == [
+        "checkpoints",
+        "config.json",
+        "labeled.txt",
+        "log.txt",
+        "samples",
+        "stats.jsonl",
+        "unlabeled.txt",
+        "val.txt",
+    ]
     ticks = [("gan", 0.024), ("gan", 0.048), ("gan", 0.064), ("encoder", 0.024), ("encoder", 0.048)]
     assert [(s["stage"], s["kimg"]) for s in stats(whole)] == ticks
     assert names(whole / "checkpoints") == ["encoder-000000024.pt", "encoder-000000048.pt", "encoder-best.pt",
@@ -260,7 +282,9 @@ def test_a_stopped_run_goes_on_and_equals_one_run(call, exported, whole, tmp_pat
     assert len(exported) == 1
 
 
-def test_a_run_killed_before_its_first_checkpoint_repeats_no_statistics(call, exported, whole, tmp_path, monkeypatch, assert_same):
+def test_a_run_killed_before_its_first_checkpoint(call, exported, whole, tmp_path, monkeypatch, assert_same):
+    """It starts again, and no line of its statistics stands there twice."""
+
     class Killed(BaseException):
         pass
 
@@ -318,7 +342,7 @@ def test_a_full_disk_is_one_line(call, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("semanticgan.training.run.Run.add_stats", full)
-    with pytest.raises(UserError, match="cannot be written .*No space left on device.*make room"):
+    with pytest.raises(UserError, match=r"cannot be written .*No space left on device.*make room"):
         call()
 
 
@@ -360,38 +384,50 @@ def command(scenes, out, *more):
     return [sys.executable, "-m", "semanticgan", *map(str, arguments), *more]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_command_goes_on_and_equals_one_run(scenes, small_settings, tmp_path, assert_same, signum):
-    """Killed once in each stage, between checkpoints; compared by its last checkpoints and its exported model."""
-    settings = [part for text in (*small_settings, "gan.kimg=0.24", "encoder.kimg=0.144") for part in ("--set", text)]
-    subprocess.run([*command(scenes, tmp_path / "whole", *settings)], check=True, capture_output=True)
-    out = tmp_path / "run"
-    start = command(scenes, out, *settings)
-    for stage in ("gan", "encoder"):
-        process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+LONGER = ("gan.kimg=0.16", "encoder.kimg=0.096", "predict.steps=0", "predict.zoom=false")
+
+
+@pytest.fixture(scope="module")
+def whole_command(scenes, small_settings, tmp_path_factory):
+    """The command line, and the folder of a run of it that nobody stopped."""
+    settings = [part for text in (*small_settings, *LONGER) for part in ("--set", text)]
+    folder = tmp_path_factory.mktemp("command") / "run"
+    subprocess.run(command(scenes, folder, *settings), check=True, capture_output=True)
+    return settings, folder
+
+
+def kill_after_a_tick(start, stage, signum):
+    """Run a command and send a signal a moment after the stage's first tick; returns exit code and what was said then."""
+    with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             for line in process.stdout:
-                if line.startswith(f"{stage} 0."):  # a tick has just been said
-                    time.sleep(0.15)
+                if line.startswith(f"{stage} 0."):
+                    time.sleep(0.1)
                     break
-            else:
-                pytest.fail("ended before it could be killed")
-            os.kill(process.pid, signum)
+            process.send_signal(signum)
             rest = process.stdout.read()
-            code = process.wait(60)
+            return process.wait(60), rest
         finally:
             process.kill()
-            process.wait()
-        assert code == -signum if signum == signal.SIGKILL else (code != 0 and "--resume" in rest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [(signal.SIGKILL, signal.SIGTERM), (signal.SIGTERM, signal.SIGKILL)])
+def test_a_killed_command_goes_on_and_equals_one_run(scenes, whole_command, tmp_path, assert_same, signals):
+    """Killed once in each stage, between checkpoints; compared by its last checkpoints and its exported model."""
+    settings, whole = whole_command
+    out = tmp_path / "run"
+    start, resume = command(scenes, out, *settings), [sys.executable, "-m", "semanticgan", "train", "--out", str(out), "--resume"]
+    for stage, signum in zip(("gan", "encoder"), signals, strict=True):
+        code, rest = kill_after_a_tick(start, stage, signum)
+        assert code == -signal.SIGKILL if signum == signal.SIGKILL else code != 0 and "--resume" in rest
         assert "Traceback" not in rest and not (out / "model").exists()
-        start = [sys.executable, "-m", "semanticgan", "train", "--out", str(out), "--resume"]
-    subprocess.run(start, check=True, capture_output=True)
-    for name in ("gan-000000240.pt", "encoder-000000144.pt", "encoder-best.pt"):
-        a, b = (load_checkpoint(run / "checkpoints" / name) for run in (out, tmp_path / "whole"))
+        start = resume
+    subprocess.run(resume, check=True, capture_output=True)
+    for name in ("gan-000000160.pt", "encoder-000000096.pt", "encoder-best.pt"):
+        a, b = (load_checkpoint(run / "checkpoints" / name) for run in (out, whole))
         assert_same(a, b, but=("seconds",))
-    assert [s["kimg"] for s in stats(out)] == [s["kimg"] for s in stats(tmp_path / "whole")]
-    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (out, tmp_path / "whole")]
-    assert weights[0] == weights[1]
-    configs = [json.loads((run / "model" / "config.json").read_text()) for run in (out, tmp_path / "whole")]
-    assert configs[0] == configs[1]
+    assert [s["kimg"] for s in stats(out)] == [s["kimg"] for s in stats(whole)]
+    for name in ("model.safetensors", "config.json"):
+        a, b = ((run / "model" / name).read_bytes() for run in (out, whole))
+        assert a == b

@@ -4,6 +4,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from semanticgan.cli.inputs import Input, Inputs
 from semanticgan.cli.output import write_text
 from semanticgan.data.dataset import load_picture
 from semanticgan.errors import UserError
+from semanticgan.labels import LabelSpec
 from semanticgan.visuals import overlay, save_label_png, save_png
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 UNUSUAL = 0.95  # images beyond this share of the validation images' distances are counted aloud
 SECONDS_BETWEEN_LINES = 5
+WRITERS = 2
 
 
 class _Reader:
@@ -55,14 +58,20 @@ def segment_inputs(
     reader = _Reader(inputs, channels, say)
     rows: list[dict[str, Any]] = []
     start = said = time.monotonic()
-    for found in model.find(reader, steps, batch):
-        item, pixels = reader.waiting.popleft()
-        result = model.segmentation(found)
-        _write_result(model, item, pixels, result, out)
-        rows.append(_row(model, item, result))
-        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            say(f"{len(rows)} of {len(inputs.images)} images  {len(rows) / (said - start):.1f} images/s")
+    pending: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(WRITERS) as pool:  # files are written while the next batch is computed
+        for found in model.find(reader, steps, batch):
+            item, pixels = reader.waiting.popleft()
+            result = model.segmentation(found)
+            rows.append(_row(model, item, result))
+            pending.append(pool.submit(_write_result, model.labels, item, pixels, result, out))
+            if len(pending) > 2 * WRITERS:
+                pending.popleft().result()
+            if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                say(f"{len(rows)} of {len(inputs.images)} images  {len(rows) / (said - start):.1f} images/s")
+        for written in pending:
+            written.result()
     summary = {
         "model": name,
         "steps": model.config.steps if steps is None else steps,
@@ -77,10 +86,10 @@ def segment_inputs(
         raise UserError("\n".join(inputs.problems.values()))
 
 
-def _write_result(model: "SemanticGAN", item: Input, pixels: np.ndarray, result: "Segmentation", out: Path) -> None:
+def _write_result(labels: LabelSpec, item: Input, pixels: np.ndarray, result: "Segmentation", out: Path) -> None:
     file = f"{item.name}.png"
-    save_label_png(out / "masks" / file, result.label, model.labels)
-    save_png(out / "overlays" / file, overlay(pixels, result.label, model.labels))
+    save_label_png(out / "masks" / file, result.label, labels)
+    save_png(out / "overlays" / file, overlay(pixels, result.label, labels))
     save_png(out / "reconstructions" / file, result.reconstruction)
 
 

@@ -1,4 +1,4 @@
-"""Drawn scenes with exact labels in two visual domains: cells and bacteria under two microscopes, for the demo and tests."""
+"""Drawn scenes with exact labels in two visual domains: cells and yeast under two microscopes, for the demo and tests."""
 
 import json
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from PIL import Image, ImageFilter
 from semanticgan.labels import LabelSpec, default_colour
 
 Domain = Literal["a", "b"]
-BACKGROUND, CELL, NUCLEUS, BACTERIUM = range(4)
-NAMES = ("background", "cell", "nucleus", "bacterium")
+BACKGROUND, CELL, NUCLEUS, YEAST = range(4)
+NAMES = ("background", "cell", "nucleus", "yeast")
 LABELS = LabelSpec(names=NAMES, palette=tuple(default_colour(k) for k in range(4)))
 OVERSAMPLE = 3  # scenes are drawn at this multiple of their side and reduced, so edges in the image are antialiased
 
@@ -37,12 +37,12 @@ class Look:
 
 LOOKS: dict[Domain, Look] = {
     "a": Look(
-        colours=((240, 228, 224), (222, 132, 168), (116, 52, 124), (52, 96, 160)),
+        colours=((240, 228, 224), (222, 132, 168), (116, 52, 124), (44, 104, 168)),
         clutter_colour=(120, 92, 84),
         colour_spread=9.0, rim=0.16, relief=0.14, vignette=0.12, blotches=0.04, grain=0.03, grain_cells=24, blur=0.0, noise=3,
     ),
     "b": Look(
-        colours=((206, 212, 184), (164, 160, 150), (104, 76, 104), (66, 84, 92)),
+        colours=((206, 212, 184), (164, 160, 150), (104, 76, 104), (62, 88, 100)),
         clutter_colour=(88, 96, 60),
         colour_spread=9.0, rim=-0.08, relief=0.22, vignette=0.22, blotches=0.07, grain=0.06, grain_cells=11, blur=0.015, noise=6,
     ),
@@ -102,16 +102,14 @@ class _Blob:
         sheet.lay(where, self.depth(offset), offset / self.radius, kind)
 
 
-def _lay_rod(sheet: _Sheet, rng: np.random.Generator, centre: complex, kind: int, length: float, width: float) -> None:
-    """A slightly bent rod with round ends."""
-    axis = np.exp(1j * rng.uniform(0, 2 * np.pi))
-    bend = rng.normal(0, 0.9)
+def _lay_fibre(sheet: _Sheet, rng: np.random.Generator, centre: complex, length: float, width: float) -> None:
+    """A bent thread; `length` and `width` are half of what is seen."""
+    axis = np.exp(1j * rng.uniform(0, 2 * np.pi)).astype(np.complex64)
     where, offset = sheet.box(centre, length + 3 * width)
-    turned = offset * np.conj(axis).astype(np.complex64)
-    across = turned.imag - bend * turned.real**2
+    turned = offset * np.conj(axis)
+    across = turned.imag - rng.normal(0, 0.9) * turned.real**2
     beyond = np.maximum(np.abs(turned.real) - length, 0)
-    depth = 1 - np.hypot(beyond, across) / width
-    sheet.lay(where, depth, across / width * (1j * axis).astype(np.complex64), kind)
+    sheet.lay(where, 1 - np.hypot(beyond, across) / width, np.zeros_like(offset), 1)
 
 
 def _point(rng: np.random.Generator, margin: float) -> complex:
@@ -120,20 +118,20 @@ def _point(rng: np.random.Generator, margin: float) -> complex:
 
 
 def _draw_objects(rng: np.random.Generator, side: int) -> _Sheet:
-    """One or two cells, each with its nucleus, under up to two bacteria: what lies on top hides what lies below."""
+    """One or two cells, each with its nucleus, and up to two yeasts near the first: what lies on top hides what lies below."""
     sheet = _Sheet(side)
-    centres = [_point(rng, 0.34)]
-    if rng.random() < 0.25:  # a second cell, as far from the first as the frame allows: it overlaps it or is cut by the frame
+    centres, radii = [_point(rng, 0.34)], rng.uniform(0.2, 0.3, 2)
+    if rng.random() < 0.2:  # a second cell, as far from the first as the frame allows: it overlaps it or is cut by the frame
         away = complex(0.5, 0.5) - centres[0]
         turn = np.exp(1j * rng.normal(0, 0.5)) * away / (abs(away) + 1e-6)
         centres.append(centres[0] + complex(turn) * rng.uniform(0.5, 0.7))
-    for centre in centres:
-        radius = rng.uniform(0.22, 0.32)
+    for centre, radius in zip(centres, radii, strict=False):
         _Blob.draw(rng, centre, radius, 0.12).lay(sheet, CELL)
         shift = 0.25 * radius * rng.random() * complex(np.exp(2j * np.pi * rng.random()))
         _Blob.draw(rng, centre + shift, radius * rng.uniform(0.38, 0.52), 0.1).lay(sheet, NUCLEUS)
-    for _ in range(rng.choice(3, p=(0.15, 0.6, 0.25))):
-        _lay_rod(sheet, rng, _point(rng, 0.12), BACTERIUM, rng.uniform(0.1, 0.16), rng.uniform(0.052, 0.066))
+    for _ in range(rng.choice(3, p=(0.15, 0.65, 0.2))):
+        away = radii[0] * rng.uniform(0.95, 1.5) * complex(np.exp(2j * np.pi * rng.random()))
+        _Blob.draw(rng, centres[0] + away, rng.uniform(0.085, 0.115), 0.2).lay(sheet, YEAST)
     return sheet
 
 
@@ -143,7 +141,7 @@ def _draw_clutter(rng: np.random.Generator, side: int) -> Bool[np.ndarray, "side
     for _ in range(rng.integers(0, 5)):
         _Blob.draw(rng, _point(rng, 0.0), rng.uniform(0.012, 0.035), 0.3).lay(sheet, 1)
     if rng.random() < 0.25:
-        _lay_rod(sheet, rng, _point(rng, 0.1), 1, rng.uniform(0.3, 0.7), 0.009)
+        _lay_fibre(sheet, rng, _point(rng, 0.1), rng.uniform(0.3, 0.7), 0.009)
     return sheet.objects > 0
 
 
@@ -161,7 +159,7 @@ def _light(sheet: _Sheet, look: Look, rng: np.random.Generator) -> Float[np.ndar
     light = 1 + look.relief * (sheet.slope * np.conj(lamp)).real
     light += look.grain * _soft_noise(rng, look.grain_cells, side)
     light -= np.array([0, look.rim, 0, 0], np.float32)[kinds] * np.exp(-10 * sheet.depth)
-    light += np.array([0, 0, 0, 0.35], np.float32)[kinds] * (sheet.depth - 0.5)  # a rod shines along its axis
+    light += np.array([0, 0, 0, 0.4], np.float32)[kinds] * (sheet.depth - 0.5)  # yeast is lit from within
     axis = np.linspace(-1, 1, side, dtype=np.float32)
     centre = rng.normal(0, 0.3, 2)
     fall = (axis[:, None] - centre[0]) ** 2 + (axis[None] - centre[1]) ** 2

@@ -50,7 +50,8 @@ def export_model(
         choice = choose_settings(model, config, sources)
         for name, value in choice.scores.items():
             run.log(f"validation IoU: {name}: {value:.4f}")
-        settings = {"steps": choice.steps, "zoom": choice.zoom, "temperature": choice.temperature, "distance_quantiles": choice.distance_quantiles}
+        settings = {"steps": choice.steps, "zoom": choice.zoom, "temperature": choice.temperature,
+                    "distance_quantiles": choice.distance_quantiles}  # fmt: skip
         model = SemanticGAN(chosen.model_copy(update=settings), G, E, device)
         scores = evaluate(model.find, sources.root, sources.val, labels, config.data.channels or 3)
         run.log(summary(scores))

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -121,6 +122,10 @@ def train(
         run_stages(plan, run)
     except Interrupted:
         run.log(f"saved; go on with: semanticgan train --out {shlex.quote(str(out))} --resume")
+        raise
+    except UserError:
+        if not resume and not (out / "stats.jsonl").exists() and not stage_checkpoints(out, "gan"):
+            shutil.rmtree(out)  # nothing was trained: the same command with the mistake mended must find a free place
         raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -257,7 +262,7 @@ def run_stages(plan: Plan, run: Run) -> None:
     if plan.start_from and not gan_finished:
         for note in warm_start(plan.start_from, gan, encoder):
             run.log(note)
-    budgets = (None, None)
+    budgets: tuple[float | None, float | None] = (None, None)
     if plan.hours:
         seconds = plan.hours * 3600
         budgets = (seconds * config.run.gan_fraction, seconds * (1 - config.run.gan_fraction))
