@@ -196,6 +196,7 @@ def test_inversion_is_tried_on_some_images(lesions):
     asked = []
     choice = choose(finder(lambda k, steps, zoom: 1 - (steps == 60), asked), *lesions, BINARY, 3, most=4)
     assert choice.steps == 60 and [k for k, steps, _ in asked if steps == 60] == [0, 3, 6, 9]
+    assert "60 steps, zoom, 4 of the images" in choice.scores
 
 
 def test_more_than_two_classes_never_zoom(cats):

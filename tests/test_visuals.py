@@ -89,7 +89,7 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     save_png(tmp_path / "a.png", img)
     before = (tmp_path / "a.png").read_bytes()
 
-    def full(self, path, format):
+    def full(self, path, **settings):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from semanticgan.errors import UserError
-    from semanticgan.model import SemanticGAN, Segmentation
+    from semanticgan.model import Segmentation, SemanticGAN
 
 __version__ = "0.1.0"
 __all__ = ["Segmentation", "SemanticGAN", "UserError", "__version__"]

@@ -173,10 +173,11 @@ def choose(
         zoom = False
         scores[f"{steps[0]} steps"] = _mean(trial.foreground_iou)
     best, some = trial, slice(None, None, math.ceil(len(images) / most))
+    named = (", zoom" if zoom else "") + (f", {len(images[some])} of the images" if len(images) > most else "")
     for more in steps[1:]:
         other = _trial(find, root, images[some], labels, channels, more, zoom)
         ours = best.foreground_iou if len(best.found) == len(other.found) else best.foreground_iou[some]
-        scores[f"{more} steps{', zoom' if zoom else ''}"] = _mean(other.foreground_iou)
+        scores[f"{more} steps{named}"] = _mean(other.foreground_iou)
         if _clearly_better(other.foreground_iou - ours):
             best = other
     distances = [found.distance for found in best.found if found.distance is not None]
@@ -207,7 +208,7 @@ class _Trial:
         return torch.stack([iou(conf)[1:].nanmean() for conf in confusions]).numpy()
 
     def temperature(self) -> float:
-        """The one that gives the masks' pixels the highest likelihood, of 200 from .05 to 20."""
+        """The one that gives the masks' pixels the highest likelihood, of 201 from .05 to 20."""
         rng = np.random.default_rng(0)
         logits, truth = [], []
         for found, mask in self._pairs():
@@ -219,7 +220,7 @@ class _Trial:
 
 
 def fit_temperature(logits: Float[Tensor, "n k"], label: Int[Tensor, " n"]) -> float:
-    """The softmax temperature of least negative log likelihood (Guo et al., arXiv 1706.04599), of 200 from .05 to 20.
+    """The softmax temperature of least negative log likelihood (Guo et al., arXiv 1706.04599), of 201 from .05 to 20.
 
     1 where there is no pixel.
     """

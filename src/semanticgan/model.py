@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,6 +78,11 @@ class SemanticGAN:
     @cached_property
     def whitening(self) -> Whitening:
         return whitening(self.G)
+
+    def configured(self, **settings: Any) -> "SemanticGAN":
+        """The same networks with other settings of ModelConfig, such as `views` and `zoom`; None leaves one as it is."""
+        changes = {name: value for name, value in settings.items() if value is not None}
+        return SemanticGAN(self.config.model_copy(update=changes), self.G, self.E, str(self.device))
 
     # ------------------------------------------------------------ what it does
 

@@ -101,7 +101,6 @@ def test_auto_says_what_it_chose(scenes, small_settings):
         ({"labeled": ["unlabeled.txt"]}, "has no mask"),
         ({"val": ["nothing.txt"]}, "nothing.txt: no such file"),
         ({"start_from": "nothing"}, "no such model"),
-        ({"device": "tpu"}, "--device tpu"),
         ({"device": "cuda"}, "no usable GPU"),
     ],
 )

@@ -127,6 +127,8 @@ Steps = Annotated[
     typer.Option(parser=whole(0), metavar="N", help="Inversion steps; 0: the encoder alone. Default: what validation chose."),
 ]
 Batch = Annotated[int, typer.Option(parser=whole(1), metavar="N", help="Images computed at once; speed and memory only.")]
+Views = Annotated[bool | None, typer.Option("--views/--no-views", help="Average over flips and turns. Default: the model's.")]
+Zoom = Annotated[bool | None, typer.Option("--zoom/--no-zoom", help="Second pass on a crop. Default: what validation chose.")]
 Device = Annotated[str, typer.Option(metavar="D", help=AUTO)]
 Folder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.", show_default=False)]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write scores and cases as JSON.")]
@@ -227,7 +229,14 @@ def train(
     )
 )
 def segment(
-    model: Model, inputs: ImagesOrDirs, out: Folder, steps: Steps = None, batch: Batch = 32, device: Device = "auto"
+    model: Model,
+    inputs: ImagesOrDirs,
+    out: Folder,
+    steps: Steps = None,
+    batch: Batch = 32,
+    views: Views = None,
+    zoom: Zoom = None,
+    device: Device = "auto",
 ) -> None:
     """Write the label map of every image.
 
@@ -240,7 +249,7 @@ def segment(
     from semanticgan.cli.segment import segment_inputs
     from semanticgan.model import SemanticGAN
 
-    loaded = SemanticGAN.load(model, device=choose_device(device))
+    loaded = SemanticGAN.load(model, device=choose_device(device)).configured(views=views, zoom=zoom)
     segment_inputs(loaded, model, found, out, steps=steps, batch=batch, say=say)
 
 
@@ -258,6 +267,8 @@ def evaluate(
     batch: Batch = 32,
     json_file: JsonFile = None,
     csv_file: CsvFile = None,
+    views: Views = None,
+    zoom: Zoom = None,
     device: Device = "auto",
 ) -> None:
     """Score a model on images with masks.
@@ -267,8 +278,9 @@ def evaluate(
     from semanticgan.cli.scores import evaluate_model
 
     evaluate_model(
-        model, data, images, choose_device(device), steps=steps, batch=batch, json_file=json_file, csv_file=csv_file, say=say
-    )
+        model, data, images, choose_device(device), steps=steps, batch=batch, views=views, zoom=zoom,
+        json_file=json_file, csv_file=csv_file, say=say,
+    )  # fmt: skip
 
 
 @app.command(

@@ -22,6 +22,8 @@ def evaluate_model(
     *,
     steps: int | None,
     batch: int,
+    views: bool | None,
+    zoom: bool | None,
     json_file: Path | None,
     csv_file: Path | None,
     say: Callable[[str], None],
@@ -32,7 +34,7 @@ def evaluate_model(
             require_file(path, option)
     root = find_root(data)
     images = list_images(root, spec)
-    model = SemanticGAN.load(name, device=device)
+    model = SemanticGAN.load(name, device=device).configured(views=views, zoom=zoom)
     steps = model.config.steps if steps is None else steps
     said = time.monotonic()
 
@@ -45,7 +47,8 @@ def evaluate_model(
     result = evaluate(
         lambda stream: model.find(stream, steps, batch), root, images, model.labels, model.config.data.channels or 3, progress
     )
-    result = {"model": name, "list": spec, "steps": steps, **result}
+    used = {"steps": steps, "views": model.config.views, "zoom": model.config.zoom}
+    result = {"model": name, "list": spec, **used, **result}
     say(f"{name} on {result['num_images']} images of {spec}, {steps} steps of inversion; mean per image, 95 % interval")
     for line in table(result):
         say(line)

@@ -75,6 +75,8 @@ def segment_inputs(
     summary = {
         "model": name,
         "steps": model.config.steps if steps is None else steps,
+        "views": model.config.views,
+        "zoom": model.config.zoom,
         "classes": list(model.labels.names),
         "images": rows,
         "failed": [{"file": file, "error": error} for file, error in inputs.problems.items()],

@@ -50,9 +50,9 @@ def export_model(
         choice = choose_settings(model, config, sources)
         for name, value in choice.scores.items():
             run.log(f"validation IoU: {name}: {value:.4f}")
-        settings = {"steps": choice.steps, "zoom": choice.zoom, "temperature": choice.temperature,
-                    "distance_quantiles": choice.distance_quantiles}  # fmt: skip
-        model = SemanticGAN(chosen.model_copy(update=settings), G, E, device)
+        model = model.configured(
+            steps=choice.steps, zoom=choice.zoom, temperature=choice.temperature, distance_quantiles=choice.distance_quantiles
+        )
         scores = evaluate(model.find, sources.root, sources.val, labels, config.data.channels or 3)
         run.log(summary(scores))
         write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
@@ -67,9 +67,7 @@ def choose_settings(model: SemanticGAN, config: Config, sources: Sources) -> Cho
         return model.find(images, steps, zoom=zoom)
 
     steps: Sequence[int] = STEP_CANDIDATES if config.predict.steps is None else (config.predict.steps,)
-    return choose(
-        find, sources.root, sources.val, model.labels, config.data.channels or 3, steps=steps, zoom=config.predict.zoom
-    )
+    return choose(find, sources.root, sources.val, model.labels, config.data.channels or 3, steps=steps, zoom=config.predict.zoom)
 
 
 def summary(scores: dict[str, Any]) -> str:

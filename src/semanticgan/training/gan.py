@@ -172,9 +172,7 @@ class GanTrainer:
             return img
         n, channels = img.shape[:2]
         theta = transforms.random_affine(n, random, rotation=0.3, scale=0.2, shift=0.125, probability=p)
-        return transforms.apply_colour(
-            transforms.warp(img, theta), transforms.random_colour(n, channels, random, probability=p)
-        )
+        return transforms.apply_colour(transforms.warp(img, theta), transforms.random_colour(n, channels, random, probability=p))
 
     def change_pair(self, img: Tensor, maps: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """The differentiable augmentation of D_seg's real and fake pairs: place for both, colour for the image."""

@@ -99,7 +99,6 @@ def train(
 
     Raises UserError for whatever the user can mend, and Interrupted when a signal ended the run after its state was saved.
     """
-    device = resolve_device(device)
     given = {"data": data, "labeled": labeled, "unlabeled": unlabeled, "val": val, "preset": preset,
              "seed": seed, "hours": hours, "start_from": start_from, "overrides": overrides}  # fmt: skip
     if resume:
@@ -133,21 +132,6 @@ def train(
         raise UserError(f"--out {out}: cannot be written ({error.strerror}); make room, then go on with --resume") from error
 
 
-def resolve_device(device: str) -> str:
-    """ "auto" is the GPU if there is one. Raises UserError for a device that is not there."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if kind not in ("cpu", "cuda"):
-        raise UserError(f"--device {device}: no such device; expected auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: this machine has no usable GPU; use --device cpu")
-    return device
-
-
 def make_plan(given: dict[str, Any], device: str) -> Plan:
     """Decide everything that the command left open, from the data."""
     if given["data"] is None:
@@ -179,7 +163,15 @@ def make_plan(given: dict[str, Any], device: str) -> Plan:
     if start_from:
         start_from = os.path.abspath(start_from) if os.path.exists(start_from) else start_from  # else a Hugging Face id
         warm_start(start_from, *new_states(config, labels, "cpu"))  # refuses before anything is written
-    return Plan(config, labels, replace(sources, notes=tuple(notes)), given["hours"], device, start_from, shlex.join(sys.argv))
+    return Plan(
+        config,
+        labels,
+        replace(sources, notes=tuple(notes)),
+        given["hours"],
+        device,
+        start_from,
+        shlex.join(["semanticgan", *sys.argv[1:]]),
+    )
 
 
 def median_side(sources: Sources) -> int:
