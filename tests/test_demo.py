@@ -17,7 +17,7 @@ def result(mious):
     return {
         "mean": {"miou": float(np.mean(mious)), "iou": dict.fromkeys(LABELS.names, 0.5) | {"yeast": None}},
         "interval95": {"miou": [min(mious), max(mious)]},
-        "cases": [{"miou": m} for m in mious],
+        "cases": [{"miou": m, "iou": dict.fromkeys(LABELS.names, m) | {"yeast": None}} for m in mious],
     }
 
 
@@ -37,7 +37,9 @@ def test_a_difference_within_its_interval_is_no_victory():
     assert "no clear winner" in demo.verdicts({"a": same})[0]
     assert demo.verdicts({"a": worse, "b": better}) == [
         "domain a, as trained: U-Net wins by 0.200 (95 % interval 0.200 to 0.200)",
+        "  class by class: U-Net: background, cell, nucleus; neither clearly: yeast",
         "domain b, never seen: SemanticGAN wins by 0.100 (95 % interval 0.100 to 0.100)",
+        "  class by class: SemanticGAN: background, cell, nucleus; neither clearly: yeast",
     ]
 
 
@@ -63,7 +65,7 @@ def test_a_short_run(tmp_path, monkeypatch):
     out, said = tmp_path / "demo", []
     counts = {"unlabeled": 40, "labeled": 8, "val": 2, "test": 8}
     for _ in range(2):  # the second replaces the first
-        demo.run_demo(out, minutes=0.05, say=said.append, counts=counts)
+        demo.run_demo(out, minutes=0.05, say=said.append, counts=counts, overrides=["run.tick_kimg=0.1"])
     content = json.loads((out / "demo.json").read_text())
     assert content["finished"] and content["scores"]["b"][demo.UNET]["num_images"] == 8
     assert sum(line.startswith("domain ") and "win" in line for line in said) == 4

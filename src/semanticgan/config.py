@@ -166,10 +166,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"resolution": 32},
         "networks": {
             "z_dim": 64, "w_dim": 64, "mapping_layers": 2, "widths": {4: 64, 8: 64, 16: 48, 32: 32},
-            "d_seg_filters": 24, "encoder_widths": (32, 64, 96),
+            "d_seg_filters": 16, "encoder_widths": (32, 64, 96),
         },
-        "gan": {"kimg": 12, "r1_gamma": 0.2, "ema_half_life_kimg": 1.5},
-        "encoder": {"kimg": 24},
+        "gan": {
+            "kimg": 18, "batch": 8, "lr_g": 0.003, "lr_d_img": 0.003, "style_mixing": 0,
+            "r1_gamma": 0.05, "ema_half_life_kimg": 1.5,
+        },
+        "encoder": {"kimg": 20},
         "run": {"tick_kimg": 1, "checkpoint_minutes": 1},
     },
     "cpu64": {},

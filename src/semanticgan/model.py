@@ -175,6 +175,7 @@ class SemanticGAN:
         try:
             temporary.mkdir(parents=True)
             save_file(tensors, temporary / "model.safetensors")
+            (temporary / "model.safetensors").chmod(0o644)  # the library keeps it to its owner
             (temporary / "config.json").write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
             (temporary / "README.md").write_text(card, encoding="utf-8")
             folder.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,6 @@ def test_auto_says_what_it_chose(scenes, small_settings):
         ({"labeled": ["unlabeled.txt"]}, "has no mask"),
         ({"val": ["nothing.txt"]}, "nothing.txt: no such file"),
         ({"start_from": "nothing"}, "no such model"),
-        ({"device": "cuda"}, "no usable GPU"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [True, False])

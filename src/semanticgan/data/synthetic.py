@@ -120,18 +120,18 @@ def _point(rng: np.random.Generator, margin: float) -> complex:
 def _draw_objects(rng: np.random.Generator, side: int) -> _Sheet:
     """One or two cells, each with its nucleus, and up to two yeasts near the first: what lies on top hides what lies below."""
     sheet = _Sheet(side)
-    centres, radii = [_point(rng, 0.34)], rng.uniform(0.2, 0.3, 2)
-    if rng.random() < 0.2:  # a second cell, as far from the first as the frame allows: it overlaps it or is cut by the frame
+    centres, radii = [_point(rng, 0.38)], rng.uniform(0.23, 0.33, 2)
+    if rng.random() < 0.15:  # a second cell, as far from the first as the frame allows: it overlaps it or is cut by the frame
         away = complex(0.5, 0.5) - centres[0]
         turn = np.exp(1j * rng.normal(0, 0.5)) * away / (abs(away) + 1e-6)
-        centres.append(centres[0] + complex(turn) * rng.uniform(0.5, 0.7))
+        centres.append(centres[0] + complex(turn) * rng.uniform(0.55, 0.75))
     for centre, radius in zip(centres, radii, strict=False):
         _Blob.draw(rng, centre, radius, 0.12).lay(sheet, CELL)
-        shift = 0.25 * radius * rng.random() * complex(np.exp(2j * np.pi * rng.random()))
-        _Blob.draw(rng, centre + shift, radius * rng.uniform(0.38, 0.52), 0.1).lay(sheet, NUCLEUS)
-    for _ in range(rng.choice(3, p=(0.15, 0.65, 0.2))):
-        away = radii[0] * rng.uniform(0.95, 1.5) * complex(np.exp(2j * np.pi * rng.random()))
-        _Blob.draw(rng, centres[0] + away, rng.uniform(0.085, 0.115), 0.2).lay(sheet, YEAST)
+        shift = 0.2 * radius * rng.random() * complex(np.exp(2j * np.pi * rng.random()))
+        _Blob.draw(rng, centre + shift, radius * rng.uniform(0.44, 0.58), 0.1).lay(sheet, NUCLEUS)
+    for _ in range(rng.choice(3, p=(0.1, 0.75, 0.15))):
+        away = radii[0] * rng.uniform(1.0, 1.4) * complex(np.exp(2j * np.pi * rng.random()))
+        _Blob.draw(rng, centres[0] + away, rng.uniform(0.11, 0.14), 0.15).lay(sheet, YEAST)
     return sheet
 
 

@@ -101,7 +101,7 @@ def card(
         "```", command, "```", "",
         "## Use", "",
         f"By default: {config.steps} inversion steps, {views}{zoom}, softmax temperature {config.temperature:g}; "
-        "all chosen on the validation images.", "",
+        "steps, zoom and temperature were chosen on the validation images.", "",
     ]  # fmt: skip
     if scores:
         lines += ["## Validation scores", "", "| class | IoU | 95 % | Dice |", "|---|---|---|---|"]
