@@ -31,7 +31,7 @@ class Encoder(nn.Module):
     """A residual network whose last map, with every stage's mean, becomes an offset from `w_avg` for each row.
 
     Where the paper's E has a feature pyramid with a head of its own for each row (211 M parameters), this one has about
-    4 M at 64 px: place comes from the last 4x4 map, colour and texture from the stages' means.
+    6 M at 64 px: place comes from the last 4x4 map, colour and texture from the stages' means.
     """
 
     def __init__(
