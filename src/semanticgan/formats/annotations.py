@@ -1,0 +1,377 @@
+"""Objects instead of pixels: COCO's JSON (polygons, run lengths) and CVAT's XML (polygons, run lengths), and back to COCO."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.parsers import expat
+
+import numpy as np
+
+from semanticgan.data.dataset import MAX_PIXELS, raise_problems
+from semanticgan.errors import UserError
+from semanticgan.formats.sets import (
+    MAX_JSON,
+    ImageSet,
+    Item,
+    Options,
+    distinct,
+    item_name,
+    named_labels,
+    place_image,
+    read_items,
+    read_json,
+    safe_name,
+    write_json,
+)
+from semanticgan.labels import IGNORE_INDEX
+
+MAX_CROSSINGS = 50_000_000  # of a polygon's edges with the rows of the image
+Shape = Callable[[int, int], np.ndarray]  # height, width -> bool mask
+
+
+def polygon_mask(points: Sequence[Any], height: int, width: int) -> np.ndarray:
+    """The pixels whose centres lie inside a polygon x0, y0, x1, y1, ... by the even-odd rule; bool [H, W].
+
+    Raises ValueError for what is no polygon.
+    """
+    xy = np.asarray(points, np.float64)
+    if xy.ndim != 1 or xy.size < 6 or xy.size % 2 or not np.isfinite(xy).all() or np.abs(xy).max() > 1e9:
+        raise ValueError("expected at least three points as finite numbers x, y")
+    x, y = xy[0::2], xy[1::2] - 0.5  # row r has its centres at y = r
+    x2, y2 = np.roll(x, -1), np.roll(y, -1)
+    first = np.clip(np.ceil(np.minimum(y, y2)), 0, height).astype(np.int64)
+    stop = np.clip(np.ceil(np.maximum(y, y2)), 0, height).astype(np.int64)
+    top, bottom, count = int(first.min()), int(stop.max()), stop - first
+    if count.sum() > MAX_CROSSINGS:
+        raise ValueError("it crosses the rows of the image millions of times")
+    edge = np.repeat(np.arange(len(x)), count)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+    crossing = x[edge] + (row - y[edge]) * ((x2 - x)[edge] / (y2 - y)[edge])
+    column = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)
+    flips = np.bincount((row - top) * (width + 1) + column, minlength=(bottom - top) * (width + 1)) & 1
+    mask = np.zeros((height, width), bool)
+    mask[top:bottom] = np.bitwise_xor.accumulate(flips.reshape(-1, width + 1).astype(bool), axis=1)[:, :width]
+    return mask
+
+
+def rle_to_mask(counts: Sequence[Any], height: int, width: int) -> np.ndarray:
+    """Lengths of runs of 0, 1, 0, ... down the columns -> bool [H, W]. Raises ValueError unless they fill the image."""
+    runs = np.asarray(counts)
+    if runs.ndim != 1 or runs.dtype.kind not in "iu" or (runs < 0).any() or sum(map(int, runs)) != height * width:
+        raise ValueError(f"expected run lengths that add up to {height} x {width}")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def mask_to_rle(mask: np.ndarray) -> list[int]:
+    """bool [H, W] -> lengths of runs of 0, 1, 0, ... down the columns, the first of which may be 0."""
+    flat = mask.T.reshape(-1)
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
+    return [0, *runs] if flat.size and flat[0] else runs
+
+
+def pack_counts(counts: Sequence[int]) -> str:
+    """COCO's compressed form: each count less the one two places before, in digits of 5 bits from low to high.
+
+    Bit 5 says that more follow, and 48 is added to make a printable character; the first three counts stand alone.
+    """
+    text = []
+    for k, count in enumerate(counts):
+        value = count - counts[k - 2] if k > 2 else count
+        more = True
+        while more:
+            digit, value = value & 31, value >> 5
+            more = value != (-1 if digit & 16 else 0)
+            text.append(chr(digit + 32 * more + 48))
+    return "".join(text)
+
+
+def unpack_counts(text: str) -> list[int]:
+    """The inverse of `pack_counts`. Raises ValueError for text that it cannot have written."""
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        digit = ord(character) - 48
+        if not 0 <= digit < 64 or shift > 60:
+            raise ValueError("expected compressed run lengths")
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            value -= (1 << shift) if digit & 16 else 0
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("expected compressed run lengths, got half of one")
+    return counts
+
+
+def outlines(mask: np.ndarray) -> list[list[int]] | None:
+    """Polygons x0, y0, x1, y1, ... along the pixels' borders that fill to exactly this mask; None if it has holes."""
+    padded = np.pad(mask, 1).astype(np.int8)
+    rows, columns = np.diff(padded, axis=0)[:, 1:-1], np.diff(padded, axis=1)[1:-1]
+    # A step along the border, the mask on its right hand: corner (y, x) -> the corners after it.
+    after: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for (y, x), sign in zip(np.argwhere(rows).tolist(), rows[rows != 0].tolist(), strict=True):
+        start, end = ((y, x), (y, x + 1)) if sign > 0 else ((y, x + 1), (y, x))
+        after.setdefault(start, []).append(end)
+    for (y, x), sign in zip(np.argwhere(columns).tolist(), columns[columns != 0].tolist(), strict=True):
+        start, end = ((y + 1, x), (y, x)) if sign > 0 else ((y, x), (y + 1, x))
+        after.setdefault(start, []).append(end)
+    polygons = []
+    while after:
+        first = corner = next(iter(after))
+        path, step = [first], (0, 0)
+        while corner != first or len(path) == 1:
+            ends = after[corner]
+            # Where two pixels touch at a corner, turn right, which keeps them apart.
+            right = (corner[0] + step[1], corner[1] - step[0])
+            end = right if right in ends else ends[0]
+            ends.remove(end)
+            if not ends:
+                del after[corner]
+            new = (end[0] - corner[0], end[1] - corner[1])
+            path[-1:] = [end] if new == step else [corner, end]
+            corner, step = end, new
+        y, x = np.array(path[:-1]).T
+        if (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() < 0:  # runs the other way round: the border of a hole
+            return None
+        polygons.append(np.stack([x, y], 1).reshape(-1).tolist())
+    return polygons
+
+
+@dataclass
+class Objects:
+    """An image as an annotation file tells of it; objects are drawn from first to last."""
+
+    file: str
+    size: tuple[int, int]  # height, width
+    shapes: list[tuple[str, Shape]] = field(default_factory=list)  # class name, mask
+
+
+def _size(height: Any, width: Any) -> tuple[int, int]:
+    if not (type(height) is type(width) is int and height > 0 < width and height * width <= MAX_PIXELS):
+        raise ValueError(f"got the size {width}x{height}, expected at most {MAX_PIXELS // 10**6} million pixels")
+    return height, width
+
+
+def _build(source: Path, found: Sequence[Objects], folders: Sequence[Path], classes: Sequence[Any], options: Options) -> ImageSet:
+    """The set of these images, looked for in each of the folders; those without objects are unlabelled."""
+    labels, ids, notes = named_labels(classes, options)
+    items, problems = [], []
+    names = distinct([item_name(Path(image.file)) for image in found])
+    for name, image in zip(names, found, strict=True):
+        path = next((folder / image.file for folder in folders if (folder / image.file).is_file()), None)
+        if path is None:
+            problems.append(f"{source}: {image.file}: no such image in {', '.join(map(str, folders))}; say where with --images")
+        else:
+            items.append(Item(name, path, _drawn(source, image, ids) if image.shapes else None))
+    raise_problems(problems)
+    if not items:
+        raise UserError(f"{source}: no images, expected some; correct the file")
+    empty = sum(not image.shapes for image in found)
+    notes += (f"{empty} images have no objects and count as unlabelled",) if empty else ()
+    return ImageSet(tuple(items), labels, notes=notes)
+
+
+def _drawn(source: Path, image: Objects, ids: Mapping[str, int]) -> Callable[[], np.ndarray]:
+    def label() -> np.ndarray:
+        out = np.zeros(image.size, np.uint8)
+        for name, shape in image.shapes:
+            try:
+                out[shape(*image.size)] = ids[name]
+            except (ValueError, OverflowError) as error:
+                raise UserError(f"{source}: {image.file}: an object of class {name}: {error}; mend it") from None
+        return out
+
+    return label
+
+
+def _coco_shape(segmentation: Any) -> Shape:
+    """The mask of a COCO segmentation: a list of polygons, or run lengths, compressed or not."""
+    if isinstance(segmentation, list):
+
+        def union(height: int, width: int) -> np.ndarray:
+            masks = (polygon_mask(points, height, width) for points in segmentation)
+            return sum(masks, np.zeros((height, width), bool))
+
+        return union
+
+    def runs(height: int, width: int) -> np.ndarray:
+        counts = segmentation["counts"]
+        if segmentation.get("size") != [height, width]:
+            raise ValueError(f"got run lengths of size {segmentation.get('size')}, expected the image's {[height, width]}")
+        return rle_to_mask(unpack_counts(counts) if isinstance(counts, str) else counts, height, width)
+
+    if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), str | list):
+        raise ValueError("expected polygons or run lengths as segmentation")
+    return runs
+
+
+def find_coco(source: Path) -> tuple[Path, Any] | None:
+    """The annotation file of a COCO set with its content: the source, or the one below it (of several that called instances*).
+
+    Raises UserError where several are left.
+    """
+    below = [path for folder in (source, source / "annotations") for path in sorted(folder.glob("*.json"))]
+    files = [path for path in below if path.name.startswith("instances")] or below if source.is_dir() else [source]
+    found: list[tuple[Path, Any]] = []
+    for path in files:
+        content = read_json(path) if path.suffix.lower() == ".json" else None
+        if isinstance(content, dict) and all(isinstance(content.get(k), list) for k in ("images", "annotations", "categories")):
+            found.append((path, content))
+        if len(found) > 1:
+            raise UserError(f"{source}: got several COCO files: {found[0][0]} and {path}; give one of them instead")
+    return found[0] if found else None
+
+
+def read_coco(source: Path, options: Options) -> ImageSet:
+    """COCO's instances: large objects are drawn first, so that small ones stay visible; classes are in order of their ids."""
+    coco = find_coco(source)
+    if coco is None:
+        raise UserError(f"{source}: no COCO file, expected JSON with images, annotations and categories; give that file")
+    path, content = coco
+    where = "its form"
+    try:
+        categories = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
+        found = {}
+        for image in content["images"]:
+            where = f"image {image['id']!r}"
+            found[image["id"]] = Objects(safe_name(image["file_name"], str(path)), _size(image["height"], image["width"]))
+        areas: list[tuple[float, int, Objects, tuple[str, Shape]]] = []
+        for annotation in content["annotations"]:
+            where = f"annotation {annotation.get('id')!r}"
+            if annotation.get("segmentation"):
+                shape = categories[annotation["category_id"]], _coco_shape(annotation["segmentation"])
+                areas.append((-float(annotation.get("area", 0)), len(areas), found[annotation["image_id"]], shape))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: {where}: {type(error).__name__} {error}; mend the file") from None
+    for _, _, image, shape in sorted(areas, key=lambda entry: entry[:2]):
+        image.shapes.append(shape)
+    root = path.parent
+    split = path.stem.rpartition("_")[2]
+    beside = [root / "images", root, root / split]
+    usual = [*beside, root.parent / "images", root.parent / "images" / split, root.parent / split, root.parent]
+    given = options.folder(source if source.is_dir() else root, "images")
+    folders = [given] if given else [folder for folder in usual if folder.is_dir()]
+    return _build(path, list(found.values()), folders, [(name, None) for name in categories.values()], options)
+
+
+def write_coco(content: ImageSet, out: Path, polygons: bool = False) -> None:
+    """images/ and annotations.json: an object per class and image, as compressed run lengths; no colours.
+
+    With `polygons` as polygons along the pixels' borders, or, where a class has holes, as plain run lengths. Ignored
+    pixels are an object of the category "ignore".
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for item, pixels, label in read_items(content.items):
+        height, width = pixels.shape[:2]
+        suffix = Path(place_image(item, pixels, out / "images" / item.name)).suffix
+        images.append({"id": len(images) + 1, "file_name": f"{item.name}{suffix}", "width": width, "height": height})
+        for k in [] if label is None else [k for k in np.unique(label).tolist() if k > 0]:
+            mask = label == k
+            y, x = np.nonzero(mask)
+            box = [int(x.min()), int(y.min()), int(x.max() - x.min()) + 1, int(y.max() - y.min()) + 1]
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": len(images), "category_id": k, "iscrowd": 0, "area": len(x), "bbox": box}
+                | {"segmentation": _segmentation(mask, polygons)}
+            )
+    categories = [{"id": k, "name": name} for k, name in enumerate(content.labels.names) if k > 0]
+    if any(a["category_id"] == IGNORE_INDEX for a in annotations):
+        categories.append({"id": IGNORE_INDEX, "name": "ignore"})
+    write_json(out / "annotations.json", {"images": images, "annotations": annotations, "categories": categories})
+
+
+def _segmentation(mask: np.ndarray, polygons: bool) -> Any:
+    drawn = outlines(mask) if polygons else None
+    counts = mask_to_rle(mask)
+    return drawn or {"size": list(mask.shape), "counts": counts if polygons else pack_counts(counts)}
+
+
+class _CvatXml:
+    """Reads CVAT's `annotations.xml` as a stream; a document type, and with it every entity, is refused."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.images: list[Objects] = []
+        self.classes: list[tuple[str, tuple[int, int, int] | None]] = []
+        self.others: dict[str, int] = {}
+        self._open: list[str] = []
+        self._text = ""
+        self._orders: list[int] = []
+
+    def read(self) -> "_CvatXml":
+        parser = expat.ParserCreate()
+        parser.StartDoctypeDeclHandler = self._refuse
+        parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = self._start, self._end, self._data
+        try:
+            if self.path.stat().st_size > MAX_JSON:
+                raise ValueError("enormous file")
+            with self.path.open("rb") as file:
+                parser.ParseFile(file)
+        except (expat.ExpatError, OSError, ValueError, KeyError, OverflowError) as error:
+            raise UserError(f"{self.path}: {type(error).__name__} {error}; expected the XML of 'CVAT for images 1.1'") from None
+        return self
+
+    def _refuse(self, *_: object) -> None:
+        raise ValueError("got a document type declaration, which CVAT never writes")
+
+    def _data(self, text: str) -> None:
+        self._text = (self._text + text)[:1000]
+
+    def _start(self, tag: str, values: dict[str, str]) -> None:
+        self._open.append(tag)
+        self._text = ""
+        if tag == "track":
+            raise ValueError("got tracks of a video")
+        if tag == "image":
+            size = _size(int(values["height"]), int(values["width"]))
+            self.images.append(Objects(safe_name(values["name"], str(self.path)), size))
+            self._orders = []
+        elif self._open[-2:-1] == ["image"] and tag in ("polygon", "mask"):
+            order = int(values.get("z_order", 0))
+            place = sum(other <= order for other in self._orders)
+            self._orders.insert(place, order)
+            self.images[-1].shapes.insert(place, (values["label"], _cvat_shape(tag, values)))
+        elif self._open[-2:-1] == ["image"] and tag != "tag":
+            self.others[tag] = self.others.get(tag, 0) + 1
+
+    def _end(self, tag: str) -> None:
+        if self._open[-2:] == ["label", "name"]:
+            self.classes.append((self._text.strip(), None))
+        elif self._open[-2:] == ["label", "color"] and self.classes:
+            r, g, b = bytes.fromhex(self._text.strip().removeprefix("#"))
+            self.classes[-1] = (self.classes[-1][0], (r, g, b))
+        self._open.pop()
+
+
+def _cvat_shape(tag: str, values: dict[str, str]) -> Shape:
+    if tag == "polygon":
+        points = [float(v) for pair in values["points"].split(";") for v in pair.split(",")]
+        return lambda height, width: polygon_mask(points, height, width)
+    runs = [int(v) for v in values["rle"].split(",")]
+    left, top, w, h = (int(values[k]) for k in ("left", "top", "width", "height"))
+
+    def box(height: int, width: int) -> np.ndarray:
+        if not (0 <= left <= left + w <= width and 0 <= top <= top + h <= height):
+            raise ValueError("got a mask that reaches beyond the image")
+        out = np.zeros((height, width), bool)
+        out[top : top + h, left : left + w] = rle_to_mask(runs, w, h).T  # CVAT's runs go along the rows
+        return out
+
+    return box
+
+
+def read_cvat(source: Path, options: Options) -> ImageSet:
+    """CVAT for images: polygons and masks by z_order; boxes, points and the like are counted and left out."""
+    path = source if source.is_file() else source / "annotations.xml"
+    xml = _CvatXml(path).read()
+    named = {name for name, _ in xml.classes}
+    used = dict.fromkeys(name for image in xml.images for name, _ in image.shapes)
+    given = options.folder(path.parent, "images")
+    folders = [given] if given else [folder for folder in (path.parent / "images", path.parent) if folder.is_dir()]
+    classes = list(dict(xml.classes + [(name, None) for name in used if name not in named]).items())
+    content = _build(path, xml.images, folders, classes, options)
+    left_out = tuple(f"{count} objects of kind {tag} are left out" for tag, count in xml.others.items())
+    return ImageSet(content.items, content.labels, notes=content.notes + left_out)

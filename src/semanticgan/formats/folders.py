@@ -1,0 +1,229 @@
+"""Folders of images and of masks with the same stem: of any names, this project's own, and mmsegmentation's."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from semanticgan.data.dataset import load_picture, raise_problems, read_mask_values
+from semanticgan.data.sources import SUFFIXES, find_root, list_images, mask_path, stray_masks
+from semanticgan.errors import UserError
+from semanticgan.formats.sets import (
+    ImageSet,
+    Item,
+    Options,
+    distinct,
+    given_labels,
+    item_name,
+    make_labels,
+    place_image,
+    read_items,
+    read_json,
+    save_label,
+)
+from semanticgan.labels import IGNORE_INDEX, LabelSpec
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "jpegimages", "imagestr", "inputs", "input")
+MASK_FOLDERS = (
+    "masks",
+    "mask",
+    "labels",
+    "label",
+    "ann_dir",
+    "annotations",
+    "segmentationclass",
+    "labelstr",
+    "gt",
+    "ground_truth",
+)
+Read = Callable[[Path], np.ndarray]
+
+
+def files_below(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Files with these endings below a folder by their path relative to it, sorted; hidden ones are left out."""
+    found = {}
+    for here, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith(".")) if here.count(os.sep) < 100 else []
+        for file in files:
+            if file.lower().endswith(tuple(suffixes)) and not file.startswith("."):
+                path = Path(here, file)
+                found[path.relative_to(folder).as_posix()] = path
+    return dict(sorted(found.items()))
+
+
+def stem_of(relative: str, suffixes: Sequence[str]) -> str:
+    """The name of an item for a file, for any of these endings (`.nii.gz` is one)."""
+    suffix = max((s for s in suffixes if relative.lower().endswith(s)), key=len, default="")
+    return item_name(PurePosixPath(relative), relative[len(relative) - len(suffix) :])
+
+
+def pair_files(images: Path, masks: Path | None, suffixes: Sequence[str]) -> dict[str, tuple[Path, Path | None]]:
+    """Name -> image and mask of the same relative stem (or image's full name), each below its folder.
+
+    Raises UserError for masks that no image has, and without any image.
+    """
+    found = files_below(images, suffixes)
+    if not found:
+        raise UserError(f"{images}: no images, expected files ending in {', '.join(suffixes)}; name their folder with --images")
+    mask_files = {} if masks is None else files_below(masks, suffixes)
+    left = {stem_of(name, suffixes): path for name, path in mask_files.items()}
+    matched: dict[str, Path] = {}
+    for name in found:
+        for key in (item_name(PurePosixPath(name), ""), stem_of(name, suffixes)):
+            if key in left and key not in matched.values():
+                matched[name] = left[key]
+                break
+    stray = [path for path in left.values() if path not in set(matched.values())]
+    raise_problems([f"{path}: mask without image; expected one of the same stem below {images}" for path in stray])
+    names = distinct([stem_of(name, suffixes) for name in found])
+    return {new: (path, matched.get(name)) for new, (name, path) in zip(names, found.items(), strict=True)}
+
+
+def guess_folders(source: Path, options: Options) -> tuple[Path, Path | None]:
+    """The folders of images and masks: as --images and --masks say, else by usual names, else all is images."""
+    images, masks = options.folder(source, "images"), options.folder(source, "masks")
+    below = sorted(path for path in source.iterdir() if path.is_dir()) if source.is_dir() else []
+    for which, usual in (("images", IMAGE_FOLDERS), ("masks", MASK_FOLDERS)):
+        candidates = [path for path in below if path.name.lower() in usual]
+        if (images if which == "images" else masks) is None and candidates:
+            if len(candidates) > 1:
+                raise UserError(f"{source}: got {', '.join(p.name for p in candidates)} for {which}; say which with --{which}")
+            images, masks = (candidates[0], masks) if which == "images" else (images, candidates[0])
+    if images is None and masks is not None:
+        raise UserError(f"{source}: got masks in {masks} but no folder of images beside it; name one with --images")
+    return images or source, masks
+
+
+def near_labels(source: Path, images: Path, options: Options) -> LabelSpec | None:
+    """The classes: --classes, else classes.json or `segment`'s summary.json in the source, else classes.json by the images."""
+    labels = given_labels(options.classes)
+    for path in (source / "classes.json", source / "summary.json", images.parent / "classes.json"):
+        if labels is None and path.is_file():
+            if path.name == "classes.json":
+                return LabelSpec.from_file(path)
+            content = read_json(path)
+            names = content.get("classes") if isinstance(content, dict) else None
+            if isinstance(names, list) and all(isinstance(name, str) for name in names):
+                return make_labels(names)
+    return labels
+
+
+def decide_labels(files: Sequence[Path], labels: LabelSpec | None, read: Read, binary: bool) -> tuple[LabelSpec, bool]:
+    """The classes over all masks, and whether 255 is class 1 (with `binary`, where only 0 and 255 occur).
+
+    Raises UserError with every mask that cannot be read or has a value that is no class.
+    """
+    holders: dict[int, Path] = {}
+    problems = []
+    for path in files:
+        try:
+            values = read(path)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        holders = {int(value): path for value in np.unique(values)} | holders
+    raise_problems(problems)
+    is_binary = binary and IGNORE_INDEX in holders and set(holders) <= {0, IGNORE_INDEX}
+    top = 1 if is_binary else max((value for value in holders if value != IGNORE_INDEX), default=1)
+    if top > 253 and labels is None:
+        raise UserError(f"{holders[top]}: got class id {top}, expected 0 to 253, or 255 for ignored pixels; mend the mask")
+    labels = labels or LabelSpec.unnamed(max(2, top + 1))
+    bad = sorted(value for value in holders if value >= labels.num_classes and value != IGNORE_INDEX)
+    expected = f"0 to {labels.num_classes - 1}, or 255 for ignored pixels; mend the mask or the classes"
+    raise_problems([f"{holders[value]}: got class id {value}, expected {expected}" for value in bad])
+    return labels.model_copy(update={"coding": "index"}), is_binary
+
+
+def index_label(read: Read, path: Path, is_binary: bool) -> Callable[[], np.ndarray]:
+    return lambda: ((read(path) == 255) if is_binary else read(path)).astype(np.uint8)
+
+
+def from_colours(path: Path, palette: Mapping[tuple[int, int, int], int]) -> np.ndarray:
+    """The class ids of a mask drawn in colours. Raises UserError for a colour of no class."""
+    rgb = load_picture(path, 3).pixels.astype(np.int32)
+    code = rgb[:, :, 0] << 16 | rgb[:, :, 1] << 8 | rgb[:, :, 2]
+    known = {r << 16 | g << 8 | b: k for (r, g, b), k in palette.items()}
+    codes, inverse = np.unique(code, return_inverse=True)
+    unknown = [int(c) for c in codes if int(c) not in known]
+    if unknown:
+        colour = tuple(unknown[0] >> shift & 255 for shift in (16, 8, 0))
+        raise UserError(f"{path}: got the colour {colour}, which is no class's; name all classes with their colours")
+    return np.array([known[int(c)] for c in codes], np.int64)[inverse].reshape(code.shape)
+
+
+def mask_reader(labels: LabelSpec | None, options: Options) -> Read:
+    """How masks become values: colours where --classes names a file with colours and a mask is in colour, else as stored."""
+    by_file = labels is not None and (options.classes or "").endswith(".json")
+    palette = {colour: k for k, colour in enumerate(labels.palette)} if by_file and labels else {}
+
+    def read(path: Path) -> np.ndarray:
+        values = from_colours(path, palette) if palette and colour_mode(path) in ("RGB", "RGBA") else read_mask_values(path)
+        if options.reduce_zero_label:
+            values = values.astype(np.int64)
+            values = np.where((values == 0) | (values == IGNORE_INDEX), IGNORE_INDEX, values - 1)
+        return values
+
+    return read
+
+
+def colour_mode(path: Path) -> str:
+    try:
+        with Image.open(path) as image:
+            return image.mode
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return "unreadable"  # which reading the values will explain
+
+
+def read_folders(source: Path, options: Options) -> ImageSet:
+    """Two folders of any names with images and masks of the same stem; without masks all are unlabelled."""
+    images, masks = guess_folders(source, options)
+    pairs = pair_files(images, masks, SUFFIXES)
+    nested = {
+        part for image, _ in pairs.values() for part in image.relative_to(images).parts[:-1] if part.lower() in MASK_FOLDERS
+    }
+    if masks is None and nested:
+        raise UserError(
+            f"{images}: got folders called {', '.join(sorted(nested))} among the images; say which with --images and --masks"
+        )
+    labels = near_labels(source, images, options)
+    return indexed(pairs, labels, mask_reader(labels, options), binary=not options.reduce_zero_label)
+
+
+def indexed(
+    pairs: Mapping[str, tuple[Path, Path | None]], labels: LabelSpec | None, read: Read, binary: bool,
+    lists: Mapping[str, Sequence[str]] | None = None,
+) -> ImageSet:  # fmt: skip
+    labels, is_binary = decide_labels([mask for _, mask in pairs.values() if mask], labels, read, binary)
+    notes = ("only 0 and 255 occur in the masks: 255 is class 1",) if is_binary else ()
+    items = [Item(name, image, index_label(read, mask, is_binary) if mask else None) for name, (image, mask) in pairs.items()]
+    return ImageSet(tuple(items), labels, lists or {}, notes=notes)
+
+
+def read_data(source: Path, options: Options) -> ImageSet:
+    """This project's layout: images/ with masks/ beside it, nested as wanted."""
+    source = find_root(source)
+    raise_problems(stray_masks(source))
+    everything = list_images(source, str(source))
+    images = [image for image in everything if "images" in Path(image).parts[:-1]]
+    others = len(everything) - len(images)
+    pairs = {}
+    for name, image in zip(distinct([item_name(PurePosixPath(image)) for image in images]), images, strict=True):
+        mask = mask_path(source / image)
+        pairs[name] = (source / image, mask if mask.is_file() else None)
+    labels = given_labels(options.classes)
+    if labels is None and (source / "classes.json").is_file():
+        labels = LabelSpec.from_file(source / "classes.json")
+    content = indexed(pairs, labels, mask_reader(labels, options), binary=not options.reduce_zero_label)
+    left = (f"{others} files outside folders called images, such as sheets of pictures, are left out",) if others else ()
+    return replace(content, notes=content.notes + left)
+
+
+def write_mmseg(content: ImageSet, out: Path) -> None:
+    """img_dir/train and ann_dir/train; 255 is ignored. Images without label maps go to img_dir/unlabeled."""
+    for item, pixels, label in read_items(content.items):
+        place_image(item, pixels, out / "img_dir" / ("unlabeled" if label is None else "train") / item.name)
+        if label is not None:
+            save_label(out / "ann_dir" / "train" / f"{item.name}.png", label, content.labels)

@@ -1,0 +1,185 @@
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from drawn import converted, names_of, scene, write_data
+from PIL import Image
+
+from semanticgan.errors import UserError
+from semanticgan.formats import Options, convert
+from semanticgan.formats.layouts import CELEB_PARTS
+
+
+def save(path, array, palette=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(array)
+    if palette is not None:
+        image.putpalette(palette)
+    image.save(path)
+
+
+def voc_palette():
+    """VOC's colours: bit j of the colour's byte is bit 3 (7 - j) + channel of the index."""
+    return [sum((k >> (3 * j + c) & 1) << (7 - j) for j in range(8)) for k in range(256) for c in range(3)]
+
+
+def write_voc(root):
+    for k in range(3):
+        img, label = scene(k)
+        save(root / "JPEGImages" / f"2007_{k}.jpg", img)
+        if k:
+            save(root / "SegmentationClass" / f"2007_{k}.png", label, voc_palette())
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("2007_1\n2007_2\n")
+    return root
+
+
+def test_voc(tmp_path):
+    found, said = converted(
+        write_voc(tmp_path / "VOC2012"), tmp_path / "out", options=Options(classes="background,aeroplane,bicycle")
+    )
+    assert ": voc, 3 images, 2 of them" in said[0]
+    assert found["2007_0"][1] is None
+    np.testing.assert_array_equal(found["2007_2"][1], scene(2)[1])
+    assert (tmp_path / "out" / "train.txt").read_text() == "images/2007_1.jpg\nimages/2007_2.jpg\n"
+    assert names_of(tmp_path / "out") == ["background", "aeroplane", "bicycle"]
+
+
+def test_cvat_segmentation_masks(tmp_path):
+    """Colours of labelmap.txt, whatever the order and whether background is named; VOC's border is ignored."""
+    root = write_voc(tmp_path / "in")
+    colours = np.zeros((256, 3), np.uint8)
+    colours[[1, 2, 255]] = (250, 50, 83), (51, 221, 255), (224, 224, 192)
+    for k in (1, 2):
+        save(root / "SegmentationClass" / f"2007_{k}.png", colours[scene(k)[1]])
+    (root / "labelmap.txt").write_text(
+        "# label:color_rgb:parts:actions\nvessel:51,221,255::\nbackground:0,0,0::\ncell:250,50,83::\n"
+    )
+    found, _ = converted(root, tmp_path / "out")
+    assert names_of(tmp_path / "out") == ["background", "vessel", "cell"]
+    swapped = np.arange(256)
+    swapped[[1, 2]] = 2, 1
+    np.testing.assert_array_equal(found["2007_1"][1], swapped[scene(1)[1]])
+    found, said = converted(root, tmp_path / "cells", options=Options(classes="else,cell"))
+    np.testing.assert_array_equal(found["2007_1"][1], np.where(scene(1)[1] == 2, 0, scene(1)[1]))
+    assert "counted as else: vessel, background" in said[1]
+    with pytest.raises(UserError, match="--classes: got 'nerve', expected some of"):
+        convert(root, tmp_path / "x", options=Options(classes="else,nerve"))
+    (root / "labelmap.txt").write_text("cell=1\n")
+    with pytest.raises(UserError, match="got 'cell=1', expected name:red,green,blue"):
+        convert(root, tmp_path / "x")
+
+
+def test_celebamask(tmp_path):
+    """Later parts lie over earlier ones; images become as large as their masks; a face without parts is unlabelled."""
+    root = tmp_path / "CelebAMask-HQ"
+    skin, hair = np.zeros((2, 8, 8), np.uint8)
+    skin[2:, 2:], hair[:4] = 255, 255
+    save(root / "CelebAMask-HQ-mask-anno" / "0" / "00003_hair.png", hair)
+    save(root / "CelebAMask-HQ-mask-anno" / "0" / "00003_skin.png", np.repeat(skin[:, :, None], 3, axis=2))
+    for k in (3, 4):
+        save(root / "CelebA-HQ-img" / f"{k}.jpg", np.full((16, 16, 3), 77, np.uint8))
+    found, said = converted(root, tmp_path / "out")
+    assert ": celebamask, 2 images, 1 of them" in said[0]
+    expected = np.where(hair > 0, CELEB_PARTS.index("hair"), np.where(skin > 0, CELEB_PARTS.index("skin"), 0))
+    np.testing.assert_array_equal(found["00003"][1], expected)
+    assert found["00003"][0].shape == (8, 8, 3) and found["00004"][1] is None
+    assert names_of(tmp_path / "out") == list(CELEB_PARTS)
+    found, _ = converted(root, tmp_path / "hair", options=Options(classes="rest,hair"))
+    np.testing.assert_array_equal(found["00003"][1], hair > 0)
+    save(root / "CelebAMask-HQ-mask-anno" / "0" / "00003_wig.png", hair)
+    with pytest.raises(UserError, match=r"00003_wig\.png: got this name"):
+        convert(root, tmp_path / "x")
+
+
+def test_the_authors_lists(tmp_path):
+    root = tmp_path / "in"
+    for k in range(3):
+        img, label = scene(k, ignored=False)
+        save(root / "label_data" / "image" / f"{k}.png", np.repeat(np.repeat(img, 2, 0), 2, 1) if k == 2 else img)
+        save(root / "label_data" / "label" / f"{k}.png", label)
+        save(root / "unlabel_data" / "image" / f"{k}.png", img)
+    (root / "label_data" / "train_full_list.txt").write_text("0.png\n2.png\n")
+    (root / "label_data" / "val_full_list.txt").write_text("1.png\n")
+    (root / "unlabel_data" / "unlabel_list.txt").write_text("0.png\n1.png\n")
+    found, said = converted(root, tmp_path / "out")
+    assert ": authors, 6 images, 3 of them" in said[0]
+    assert sorted(found) == ["0", "0_2", "1", "1_2", "2", "2_2"]
+    assert found["2"][0].shape == (*found["2"][1].shape, 3)
+    np.testing.assert_array_equal(found["1"][1], scene(1, ignored=False)[1])
+    assert (tmp_path / "out" / "val_full_list.txt").read_text() == "images/1.png\n"
+    assert (tmp_path / "out" / "unlabel_list.txt").read_text() == "images/0_2.png\nimages/1_2.png\n"
+    (root / "label_data" / "val_full_list.txt").write_text("../../x.png\n")
+    with pytest.raises(UserError, match="expected a plain path"):
+        convert(root, tmp_path / "x")
+    (root / "label_data" / "val_full_list.txt").write_text("9.png\n")
+    with pytest.raises(UserError, match=r"9\.png: no such file"):
+        convert(root, tmp_path / "x")
+
+
+def png(seed):
+    buffer = io.BytesIO()
+    Image.fromarray(scene(seed)[0]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_stylegan_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        for k in range(2):
+            archive.writestr(f"00000/img0000000{k}.png", png(k))
+        archive.writestr("dataset.json", json.dumps({"labels": [["00000/img00000000.png", 3], ["00000/img00000001.png", 5]]}))
+    found, said = converted(tmp_path / "faces.zip", tmp_path / "out")
+    assert ": stylegan, 2 images, 0 of them" in said[0]
+    np.testing.assert_array_equal(found["00000/img00000001"][0], scene(1)[0])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["faces.zip", "out"]
+
+
+def test_any_set_in_a_zip(tmp_path):
+    data = write_data(tmp_path / "set")
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for path in data.rglob("*.*"):
+            archive.write(path, f"my set/{path.relative_to(data)}")
+    found, said = converted(tmp_path / "set.zip", tmp_path / "out")
+    assert ": data, 4 images, 3 of them" in said[0] and len(found) == 4
+
+
+def link(archive):
+    entry = zipfile.ZipInfo("images/b.png")
+    entry.external_attr = 0o120777 << 16
+    archive.writestr(entry, "/etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda a: a.writestr("../evil.png", b"x"), "expected a plain path below the folder"),
+        (lambda a: a.writestr("/tmp/evil.png", b"x"), "expected a plain path below the folder"),
+        (lambda a: a.writestr("images\\..\\..\\evil.png", b"x"), "expected a plain path below the folder"),
+        (link, "got links in the archive"),
+        (lambda a: [a.writestr(f"{k}.png", bytes(1000)) for k in range(30)], "files of 30000 bytes, more than"),
+        (lambda a: (a.writestr("a", b"x"), a.writestr("a/b", b"x")), "cannot be unpacked"),
+    ],
+)
+def test_hostile_zips(tmp_path, monkeypatch, write, message):
+    monkeypatch.setattr("semanticgan.formats.sets.MAX_SWELLING", 2)
+    monkeypatch.setattr("semanticgan.formats.sets.SMALL", 1000)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        write(archive)
+    with pytest.raises(UserError, match=message):
+        convert(tmp_path / "x.zip", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.zip"]
+
+
+def test_broken_zips(tmp_path):
+    (tmp_path / "x.zip").write_bytes(b"PK\3\4 nothing")
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        convert(tmp_path / "x.zip", tmp_path / "out")
+    with zipfile.ZipFile(tmp_path / "y.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", png(0))
+    data = bytearray((tmp_path / "y.zip").read_bytes())
+    data[60:70] = bytes(10)
+    (tmp_path / "y.zip").write_bytes(data)
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        convert(tmp_path / "y.zip", tmp_path / "out")

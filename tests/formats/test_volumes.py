@@ -1,0 +1,231 @@
+import io
+import json
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+from drawn import content, converted, write_data
+from PIL import Image
+
+from semanticgan.errors import UserError
+from semanticgan.formats import Options, convert
+from semanticgan.formats.sets import Geometry
+from semanticgan.formats.volumes import from_slices, read_geometry, to_slices
+
+AFFINES = {
+    "RAS": np.diag([1.0, 1, 3, 1]),
+    "LPS": np.diag([-1.0, -1, 3, 1]),
+    "PIR": np.array([[0, 0, 2.5, -9], [-0.8, 0, 0, 4], [0, -0.7, 0, 5], [0, 0, 0, 1.0]]),
+    "tilted": np.array([[0.9, 0.2, 0.1, 1], [-0.2, 0.9, 0.3, 2], [0, -0.4, 2.9, 3], [0, 0, 0, 1.0]]),
+}
+SHAPE = (5, 6, 4)
+
+
+def volume(path, affine, dtype=np.int16, slope=None, shape=SHAPE, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = np.random.default_rng(seed).integers(0, 400, shape).astype(dtype)
+    image = nib.Nifti1Image(data, affine)
+    if slope:
+        image.header.set_slope_inter(*slope)
+    nib.save(image, path)
+    return data
+
+
+def labels(path, affine, dtype=np.uint8, seed=1):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = np.random.default_rng(seed).choice([0, 1, 2, 255], SHAPE, p=[0.5, 0.2, 0.2, 0.1]).astype(dtype)
+    nib.save(nib.Nifti1Image(data, affine), path)
+    return data
+
+
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_slices_lie_as_the_patient_does(affine, plane):
+    """As nibabel's canonical order (right, front, head) says, with the patient's right on the left and the head up."""
+    data = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    geometry = Geometry(SHAPE, tuple(map(tuple, affine.tolist())), plane)
+    slices = to_slices(data, geometry)
+    ras = np.asarray(nib.as_closest_canonical(nib.Nifti1Image(data.astype(np.int32), affine)).dataobj)
+    lps = ras[::-1, ::-1]
+    expected = {
+        "axial": lambda k: lps[:, :, k].T,
+        "coronal": lambda k: lps[:, k, ::-1].T,
+        "sagittal": lambda k: lps[k, :, ::-1].T,
+    }[plane]
+    for k in range(len(slices)):
+        np.testing.assert_array_equal(slices[k], expected(k))
+    np.testing.assert_array_equal(from_slices(slices, geometry), data)
+
+
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+@pytest.mark.parametrize("plane", [None, "coronal", "sagittal"])
+@pytest.mark.parametrize("target", ["nifti", "nnunet"])
+def test_volumes_as_slices_and_back(tmp_path, affine, plane, target):
+    """Label volume and affine come back as they were; the image as 8 bits between the window's ends."""
+    image = volume(tmp_path / "in" / "images" / "p1.nii.gz", affine)
+    label = labels(tmp_path / "in" / "labels" / "p1.nii.gz", affine)
+    volume(tmp_path / "in" / "images" / "p2.nii", affine, seed=3)
+    options = Options(plane=plane, window=(0.0, 255.0), classes="background,liver,tumour")
+    slices, said = converted(tmp_path / "in", tmp_path / "data", options=options)
+    assert ": nifti," in said[0] and "p1/0000" in slices and slices["p2/0000"][1] is None
+    convert(tmp_path / "data", tmp_path / "out", to_format=target)
+    if target == "nifti":
+        names = ("images/p1.nii.gz", "labels/p1.nii.gz", 255)
+    else:
+        names = ("imagesTr/p1_0000.nii.gz", "labelsTr/p1.nii.gz", 3)
+        about = json.loads((tmp_path / "out" / "dataset.json").read_text())
+        assert about["labels"] == {"background": 0, "liver": 1, "tumour": 2, "ignore": 3}
+        assert about["numTraining"] == 1 and about["file_ending"] == ".nii.gz"
+        assert (tmp_path / "out" / "imagesTs" / "p2_0000.nii.gz").exists()
+    shown, found = (nib.load(tmp_path / "out" / name) for name in names[:2])
+    np.testing.assert_array_equal(np.asarray(shown.dataobj), np.minimum(image, 255))
+    np.testing.assert_array_equal(np.asarray(found.dataobj), np.where(label == 255, names[2], label))
+    for one in (shown, found):
+        np.testing.assert_allclose(one.affine, affine, atol=1e-6)
+    # Once more as slices: nothing is lost any more.
+    again, _ = converted(tmp_path / "out", tmp_path / "again", options=Options(plane=plane, window=(0.0, 255.0)))
+    assert sorted(again) == sorted(slices)
+    for name, (img, mask) in slices.items():
+        np.testing.assert_array_equal(again[name][0], img)
+        np.testing.assert_array_equal(again[name][1], mask)
+
+
+def test_predicted_slices_become_a_volume(tmp_path):
+    """Masks alone from elsewhere, of some of the slices; the others are ignored."""
+    affine = AFFINES["tilted"]
+    volume(tmp_path / "ct.nii.gz", affine)
+    slices, said = converted(tmp_path / "ct.nii.gz", tmp_path / "data")
+    assert ": nifti, 4 images, 0 of them" in said[0]
+    random = np.random.default_rng(0)
+    masks = {name: random.integers(0, 3, img.shape[:2], np.uint8) for name, (img, _) in list(slices.items())[:3]}
+    for name, mask in masks.items():
+        path = tmp_path / "found" / "masks" / "images" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
+    options = Options(images=str(tmp_path / "data" / "images"), masks="masks")
+    convert(tmp_path / "found", tmp_path / "out", to_format="nifti", options=options)
+    found = nib.load(tmp_path / "out" / "labels" / "ct.nii.gz")
+    np.testing.assert_allclose(found.affine, affine, atol=1e-6)
+    expected = np.stack([*masks.values(), np.full_like(masks["ct/0000"], 255)])
+    np.testing.assert_array_equal(to_slices(np.asarray(found.dataobj), read_geometry(tmp_path / "ct.nii.gz")), expected)
+
+
+def test_flat_images_become_volumes_of_one_slice(tmp_path):
+    data = write_data(tmp_path / "data")
+    convert(data, tmp_path / "out", to_format="nifti")
+    back, _ = converted(tmp_path / "out", tmp_path / "back", options=Options(window=(0.0, 255.0)))
+    for name, (img, label) in content(data).items():
+        np.testing.assert_array_equal(back[f"{name}/0000"][0][:, :, 0], np.asarray(Image.fromarray(img).convert("L")))
+        assert (back[f"{name}/0000"][1] is None) == (label is None)
+        if label is not None:
+            np.testing.assert_array_equal(back[f"{name}/0000"][1], label)
+
+
+def test_scaling_and_window(tmp_path):
+    data = volume(tmp_path / "ct.nii", AFFINES["LPS"], slope=(2.0, -100.0))
+    stored = np.asarray(nib.load(tmp_path / "ct.nii").dataobj)
+    np.testing.assert_allclose(stored, data * 2.0 - 100)
+    slices, _ = converted(tmp_path / "ct.nii", tmp_path / "a", options=Options(window=(-10.0, 245.0)))
+    np.testing.assert_array_equal(slices["ct/0002"][0][:, :, 0], np.rint(np.clip(stored[:, :, 2].T + 10, 0, 255)))
+    slices, _ = converted(tmp_path / "ct.nii", tmp_path / "b")
+    low, high = np.percentile(stored, (0.5, 99.5))
+    expected = np.clip((stored[:, :, 2].T - low) / (high - low), 0, 1) * 255
+    assert np.abs(slices["ct/0002"][0][:, :, 0] - expected).max() <= 0.51  # half a grey level of rounding
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "plane"),
+    [
+        ((5, 6, 4), np.eye(4), "axial"),
+        ((5, 6, 4), np.diag([1, 1, 3, 1.0]), "axial"),
+        ((5, 6, 4), np.diag([3, 1, 1, 1.0]), "sagittal"),
+        ((5, 6, 4), np.diag([1, 3, 1, 1.0]), "coronal"),
+        ((5, 6, 4), AFFINES["PIR"], "sagittal"),
+        ((5, 1, 4), np.eye(4), "coronal"),
+        ((5, 6), np.eye(4), "axial"),
+        ((5, 6, 4, 1), np.eye(4), "axial"),
+    ],
+)
+def test_plane_of_acquisition(tmp_path, shape, affine, plane):
+    volume(tmp_path / "v.nii", affine, shape=shape)
+    assert read_geometry(tmp_path / "v.nii").plane == plane
+
+
+def header_of(path, **fields):
+    """A NIfTI file whose header promises something else than the file holds."""
+    raw = bytearray(path.read_bytes())
+    header = nib.Nifti1Header.from_fileobj(io.BytesIO(bytes(raw)), check=False)
+    for name, value in fields.items():
+        header[name] = value
+    raw[:348] = header.binaryblock
+    path.write_bytes(bytes(raw))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: p.write_bytes(b"no volume"), "cannot be read"),
+        (lambda p: p.write_bytes(p.read_bytes()[:400]), "cannot be read"),
+        (lambda p: header_of(p, dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]), "expected at most 1 GiB"),
+        (lambda p: header_of(p, dim=[4, 5, 6, 4, 9, 1, 1, 1]), "expected one grey volume of 3 axes"),
+        (lambda p: header_of(p, dim=[3, -5, 6, 4, 1, 1, 1, 1]), "v.nii"),
+        (lambda p: header_of(p, datatype=128, bitpix=24), "expected one grey volume"),
+        (lambda p: header_of(p, srow_x=[0, 0, 0, 0]), "affine that turns voxels into no volume"),
+        (lambda p: header_of(p, srow_x=[np.nan, 0, 0, 0]), "affine that turns voxels into no volume"),
+        (lambda p: header_of(p, magic=b"xx"), "cannot be read"),
+    ],
+)
+def test_bad_volumes(tmp_path, spoil, message):
+    path = tmp_path / "v.nii"
+    volume(path, AFFINES["RAS"])
+    spoil(path)
+    with pytest.raises(UserError, match=message) as caught:
+        convert(path, tmp_path / "out")
+    assert "v.nii" in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["v.nii"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: nib.save(nib.Nifti1Image(np.full(SHAPE, 0.5, np.float32), np.eye(4)), p), "got fractions as labels"),
+        (lambda p: nib.save(nib.Nifti1Image(np.full(SHAPE, -1, np.int16), np.eye(4)), p), "got class ids from -1 to -1"),
+        (lambda p: nib.save(nib.Nifti1Image(np.full(SHAPE, 400, np.int16), np.eye(4)), p), "got class ids from 400"),
+        (lambda p: nib.save(nib.Nifti1Image(np.zeros((5, 6, 3), np.uint8), np.eye(4)), p), "another shape or affine"),
+        (lambda p: nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), np.diag([1, 1, 2, 1.0])), p), "another shape or affine"),
+    ],
+)
+def test_bad_label_volumes(tmp_path, spoil, message):
+    volume(tmp_path / "in" / "images" / "v.nii", np.eye(4))
+    (tmp_path / "in" / "labels").mkdir()
+    spoil(tmp_path / "in" / "labels" / "v.nii")
+    with pytest.raises(UserError, match=message):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"shape": [5, 6], "affine": np.eye(4).tolist(), "plane": "axial"}, "cannot be read"),
+        ({"shape": [10**6] * 3, "affine": np.eye(4).tolist(), "plane": "axial"}, "cannot be read"),
+        ({"shape": SHAPE, "affine": np.zeros((4, 4)).tolist(), "plane": "axial"}, "got an affine"),
+        ({"shape": SHAPE, "affine": [[1], [2]], "plane": "axial"}, "got an affine"),
+        ({"shape": SHAPE, "affine": np.eye(4).tolist(), "plane": "x"}, "cannot be read"),
+        ({"shape": [50, 60, 4], "affine": np.eye(4).tolist(), "plane": "axial"}, "no slice of"),
+    ],
+)
+def test_bad_geometry_files(tmp_path, entry, message):
+    volume(tmp_path / "v.nii", np.eye(4))
+    convert(tmp_path / "v.nii", tmp_path / "data")
+    (tmp_path / "data" / "volumes.json").write_text(json.dumps({"volumes": {"v": entry}}))
+    with pytest.raises(UserError, match=message):
+        convert(tmp_path / "data", tmp_path / "out", to_format="nifti")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_nibabel(tmp_path, monkeypatch):
+    volume(tmp_path / "v.nii", np.eye(4))
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(UserError, match=r"nibabel is not installed.*pip install 'semanticgan\[medical\]'"):
+        convert(tmp_path / "v.nii", tmp_path / "out")
