@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two test processes, one thread each: the libraries' own threads would only get in each other's way.
 WORKERS ?= 2
 
-.PHONY: setup demo test fast lint clean
+.PHONY: setup demo test fast lint bench clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,10 @@ fast: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Every stage's speed, against the plain design and the machine's limit; leave the machine alone meanwhile.
+bench: setup
+	$(BIN)/python benchmarks/speed.py
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
