@@ -169,6 +169,14 @@ def test_fewer_steps_win_a_tie(lesions):
     assert choice.distance_quantiles == pytest.approx(np.linspace(0, 1, 21))
 
 
+def test_work_shared_out_chooses_the_same(lesions):
+    def in_halves(images, work):
+        return [*work(images[:5]), *work(images[5:])]
+
+    find = finder(lambda k, steps, zoom: k % 3 - (steps >= 20))
+    assert choose(find, *lesions, BINARY, 3, share=in_halves) == choose(find, *lesions, BINARY, 3)
+
+
 def test_steps_are_taken_where_they_clearly_help(lesions):
     better = choose(finder(lambda k, steps, zoom: 1 - (steps >= 20)), *lesions, BINARY, 3)
     assert better.steps == 20 and better.scores["20 steps, zoom"] == 1

@@ -44,8 +44,11 @@ class NetworkConfig(Section):
     d_seg_filters: Width = 32
     d_seg_scales: int = Field(2, ge=1, le=8)
     d_seg_layers: int = Field(3, ge=1, le=16)
+    encoder_trunk: Literal["residual", "efficientnet-lite0"] = Field(
+        "residual", description="E's first layers: of its own, or pretrained on ImageNet"
+    )
     encoder_widths: tuple[EncoderWidth, ...] = Field(
-        (64, 128, 192, 256), min_length=1, description="channels by stage; every stage halves the side"
+        (64, 128, 192, 256), min_length=1, description="channels of the residual trunk by stage; every stage halves the side"
     )
 
 
@@ -74,6 +77,7 @@ class EncoderConfig(Section):
     kimg: float = Field(150, gt=0, description="length of the stage in thousands of images, all three kinds counted")
     batch: int = Field(48, ge=6, description="a third each: unlabelled, labelled, G's own samples")
     lr: float = Field(1e-3, gt=0)
+    trunk_lr: float = Field(0.3, ge=0, description="learning rate of a pretrained trunk, relative to lr")
     weight_decay: float = Field(0.01, ge=0)
     mse: float = Field(2, ge=0)
     lpips: float = Field(2, ge=0)
@@ -81,6 +85,7 @@ class EncoderConfig(Section):
     samples: float = Field(1, ge=0, description="weight of cross-entropy + Dice on G's samples")
     latent: float = Field(0.3, ge=0, description="weight of the whitened distance to the samples' known ws")
     augment: float = Field(1, ge=0, description="strength of the colour and scale changes to E's input")
+    zoom_out: float = Field(0.5, ge=0, le=1, description="share of labelled images and samples that E sees from farther away")
     ema_half_life_kimg: float = Field(2, gt=0)
     grad_clip: float = Field(5, gt=0)
 

@@ -24,6 +24,13 @@ from semanticgan.predict import Found
 
 Find = Callable[[Iterable[np.ndarray]], Iterator[Found]]  # a stream of uint8 images [H, W, C] -> answers in the same order
 Progress = Callable[[int, int], None]  # images done, images in all
+Work = Callable[[Sequence[str]], list[Any]]  # image names -> a result each
+Share = Callable[[Sequence[str], Work], list[Any]]  # has the work done on all of the names, by several processes perhaps
+
+
+def _alone(images: Sequence[str], work: Work) -> list[Any]:
+    return work(images)
+
 
 # ---------------------------------------------------------------- scores
 
@@ -35,6 +42,7 @@ def evaluate(
     labels: LabelSpec,
     channels: int,
     progress: Progress | None = None,
+    share: Share = _alone,
 ) -> dict[str, Any]:
     """Scores per image at its mask's own size, then averaged: the content of `evaluate --json`.
 
@@ -44,11 +52,16 @@ def evaluate(
     `miou` is the mean over all classes, background included. Images are read as they are needed.
     Raises UserError with a line for every image or mask that cannot be used.
     """
-    cases = []
-    for name, mask, found in _answers(find, root, images, labels, channels):
-        cases.append(_case(name, _confusion(found, mask, labels), labels, found.distance))
-        if progress:
-            progress(len(cases), len(images))
+
+    def score(names: Sequence[str]) -> list[dict[str, Any]]:
+        cases = []
+        for name, mask, found in _answers(find, root, names, labels, channels):
+            cases.append(_case(name, _confusion(found, mask, labels), labels, found.distance))
+            if progress:
+                progress(len(cases), len(names))
+        return cases
+
+    cases = share(images, score)
     values = {field: _column(cases, field, labels) for field in ("iou", "dice", "miou", "accuracy")}
     return {
         "num_images": len(cases),
@@ -152,6 +165,7 @@ def choose(
     steps: Sequence[int] = (0, 20, 60),  # candidates, fewest first; one: it is taken
     zoom: bool | None = None,  # None: if it does not hurt, for tasks with two classes
     most: int = 100,  # images on which steps of inversion are tried
+    share: Share = _alone,
 ) -> Choice:
     """Zoom, inversion steps and softmax temperature by validation images alone.
 
@@ -163,7 +177,7 @@ def choose(
         return Choice(steps[0], bool(zoom), 1.0, (), {})
     scores: dict[str, float] = {}
     may_zoom = labels.num_classes == 2 and zoom is not False
-    trial = _trial(find, root, images, labels, channels, steps[0], may_zoom)
+    trial = _trial(find, root, images, labels, channels, steps[0], may_zoom, share)
     if may_zoom:
         with_zoom, without = trial.foreground_iou, trial.without_zoom().foreground_iou
         scores |= {f"{steps[0]} steps": _mean(without), f"{steps[0]} steps, zoom": _mean(with_zoom)}
@@ -175,7 +189,7 @@ def choose(
     best, some = trial, slice(None, None, math.ceil(len(images) / most))
     named = (", zoom" if zoom else "") + (f", {len(images[some])} of the images" if len(images) > most else "")
     for more in steps[1:]:
-        other = _trial(find, root, images[some], labels, channels, more, zoom)
+        other = _trial(find, root, images[some], labels, channels, more, zoom, share)
         ours = best.foreground_iou if len(best.found) == len(other.found) else best.foreground_iou[some]
         scores[f"{more} steps{named}"] = _mean(other.foreground_iou)
         if _clearly_better(other.foreground_iou - ours):
@@ -239,8 +253,9 @@ def _trial(
     channels: int,
     steps: int,
     zoom: bool,
+    share: Share,
 ) -> _Trial:
-    found = list(find((read_image(root / name, channels) for name in images), steps, zoom))
+    found = share(images, lambda names: list(find((read_image(root / name, channels) for name in names), steps, zoom)))
     return _Trial(steps, found, [mask_path(root / name) for name in images], labels)
 
 

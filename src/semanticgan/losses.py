@@ -3,7 +3,7 @@
 Every loss is computed in float32 (float64 for float64 input), also under autocast.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +83,7 @@ def path_length(
     noise_img: Float[Tensor, "n c h w"],
     pl_mean: Float[Tensor, ""],
     decay: float = 0.99,
+    mean: Callable[[Tensor], Tensor] = torch.mean,  # of the lengths; over all processes where there are several
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, ""]]:
     """(|J_w^T y| - a)^2 and the new a (StyleGAN2, arXiv 1912.04958, eq. 4): steps in W move images equally far.
 
@@ -92,7 +93,7 @@ def path_length(
     _, _, height, width = img.shape
     (grad,) = torch.autograd.grad((img * noise_img).sum() / (height * width) ** 0.5, ws, create_graph=True)
     lengths = _at_least_float32(grad).square().sum(2).mean(1).sqrt()
-    new_mean = pl_mean.lerp(lengths.detach().mean().to(pl_mean.dtype), 1 - decay)
+    new_mean = pl_mean.lerp(mean(lengths.detach()).to(pl_mean.dtype), 1 - decay)
     return (lengths - new_mean).square(), new_mean
 
 

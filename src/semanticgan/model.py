@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,9 @@ def build_networks(config: ModelConfig) -> tuple[Generator, Encoder | None]:
     nets, resolution, channels = config.networks, config.data.resolution, config.data.channels or 3
     widths = {side: width for side, width in nets.widths.items() if side <= resolution}
     G = Generator(resolution, config.labels.num_classes, channels, nets.z_dim, nets.w_dim, nets.mapping_layers, widths)
-    E = Encoder(resolution, channels, G.num_ws, nets.w_dim, nets.encoder_widths) if config.has_encoder else None
-    return G, E
+    if not config.has_encoder:
+        return G, None
+    return G, Encoder(resolution, channels, G.num_ws, nets.w_dim, nets.encoder_widths, nets.encoder_trunk)
 
 
 class SemanticGAN:
@@ -62,8 +64,9 @@ class SemanticGAN:
         G: Generator,
         E: Encoder | None = None,  # without one, segmentation needs steps of inversion
         device: str = "cpu",
+        card: str = "",  # README.md of the model folder
     ) -> None:
-        self.config, self.device = config, torch.device(device)
+        self.config, self.device, self.card = config, torch.device(device), card
         self.G = G.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.E = E.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False) if E is not None else None
 
@@ -82,7 +85,7 @@ class SemanticGAN:
     def configured(self, **settings: Any) -> "SemanticGAN":
         """The same networks with other settings of ModelConfig, such as `views` and `zoom`; None leaves one as it is."""
         changes = {name: value for name, value in settings.items() if value is not None}
-        return SemanticGAN(self.config.model_copy(update=changes), self.G, self.E, str(self.device))
+        return SemanticGAN(self.config.model_copy(update=changes), self.G, self.E, str(self.device), self.card)
 
     # ------------------------------------------------------------ what it does
 
@@ -156,9 +159,10 @@ class SemanticGAN:
 
     # ------------------------------------------------------------ files
 
-    def save(self, folder: Path | str, card: str) -> None:
+    def save(self, folder: Path | str, card: str | None = None) -> None:
         """Write config.json, model.safetensors (float16) and README.md; the folder appears whole or not at all.
 
+        `card` is the README's text; by default that of the folder which the model was loaded from.
         Raises UserError when the place cannot be written or holds something else than a model.
         """
         folder = Path(folder)
@@ -177,7 +181,7 @@ class SemanticGAN:
             save_file(tensors, temporary / "model.safetensors")
             (temporary / "model.safetensors").chmod(0o644)  # the library keeps it to its owner
             (temporary / "config.json").write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+            (temporary / "README.md").write_text(self.card if card is None else card, encoding="utf-8")
             folder.mkdir(parents=True, exist_ok=True)
             for file in temporary.iterdir():
                 file.replace(folder / file.name)
@@ -208,7 +212,34 @@ class SemanticGAN:
         for name, net in (("G", G), ("E", E)):
             if net is not None:
                 net.load_state_dict({k[2:]: v.float() for k, v in tensors.items() if k.startswith(f"{name}.")})
-        return cls(config, G, E, device)
+        card = folder / "README.md"
+        return cls(config, G, E, device, card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "")
+
+    def push(self, repo_id: str, token: str | None = None, private: bool = False) -> str:
+        """Upload the model with its card to the Hugging Face repository `repo_id` (owner/name) and return its address.
+
+        The repository is made if there is none, `private` or not; without `token` the one of `hf auth login` is used.
+        Raises UserError without a card, network or permission.
+        """
+        if repo_id.count("/") != 1:
+            raise UserError(f"{repo_id}: no name of a repository; expected owner/name")
+        if not self.card.strip():
+            raise UserError("the model has no card; write README.md beside its weights: what it was trained on, on what terms")
+        from huggingface_hub import HfApi
+
+        card = self.card.replace('SemanticGAN.load("this folder")', f'SemanticGAN.load("{repo_id}")')
+        with TemporaryDirectory() as place:
+            self.save(Path(place) / "model", card)
+            try:
+                api = HfApi(token=token)
+                address = api.create_repo(repo_id, private=private, exist_ok=True)
+                api.upload_folder(repo_id=repo_id, folder_path=Path(place) / "model", commit_message="Upload the model")
+            except Exception as error:  # the hub's many errors
+                raise UserError(
+                    f"{repo_id}: cannot be pushed ({_first_line(error)}); check network and name, and that you are logged in "
+                    "with the right to write there: hf auth login"
+                ) from None
+        return str(address)
 
 
 def require_fit(config: ModelConfig, weights: Path) -> None:
@@ -264,8 +295,11 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors", "README.md"]))
     except Exception as error:  # the hub's many errors: no such id, no network, no permission
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name}: no such folder, and not to be had from the Hugging Face hub ({reason})") from None
+        raise UserError(f"{name}: no such folder, and not to be had from the Hugging Face hub ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def read_scores(folder: Path) -> dict[str, object]:

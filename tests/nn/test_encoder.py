@@ -43,7 +43,7 @@ def test_float32_out_of_bfloat16():
 
 def test_every_parameter_learns():
     E = build()
-    for block in E.stages.modules():  # blocks start as their skip connection: open them
+    for block in E.trunk.stages.modules():  # blocks start as their skip connection: open them
         if hasattr(block, "norm1"):
             torch.nn.init.ones_(block.norm1.weight)
     E(torch.randn(4, 3, 16, 16)).square().sum().backward()
@@ -62,3 +62,13 @@ def test_size_at_64_px():
     with torch.device("meta"):
         E = build_encoder(config.networks, 64, 3)
     assert 3e6 < sum(p.numel() for p in E.parameters()) < 6e6
+
+
+def test_a_pretrained_trunk_serves_grey_and_small_images():
+    torch.manual_seed(0)
+    E = Encoder(32, 1, 6, 12, (8,), trunk="efficientnet-lite0")
+    ws = E(torch.randn(2, 1, 32, 32))
+    assert ws.shape == (2, 6, 12)
+    ws.square().sum().backward()
+    learning = {name.split(".")[0] for name, parameter in E.named_parameters() if parameter.grad is not None}
+    assert learning == {"trunk", "narrow", "norm", "mix", "mix2", "rows"}

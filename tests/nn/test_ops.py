@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from plain import upfirdn
 from torch.nn import functional
 
 from semanticgan.nn import ops
@@ -25,16 +26,6 @@ def check_derivatives(f, *inputs):
 
 def kernel(gain=1.0):
     return ops.binomial_kernel(gain).double()
-
-
-def upfirdn(x, kernel, up, pad):
-    """Zeros between the pixels, zeros around them, then a full filter of each channel: the definition."""
-    n, c, h, w = x.shape
-    spread = x.new_zeros(n, c, h * up, w * up)
-    spread[:, :, ::up, ::up] = x
-    spread = functional.pad(spread, (pad[0], pad[1], pad[0], pad[1])).reshape(n * c, 1, h * up + sum(pad), w * up + sum(pad))
-    y = functional.conv2d(spread, kernel.flip(0, 1)[None, None])
-    return y.reshape(n, c, *y.shape[2:])
 
 
 def modulated_by_sample(x, weight, style, up_kernel):
@@ -104,3 +95,22 @@ def test_modulated_projection_is_a_filter_per_sample_and_output(layout):
     expected = torch.stack([torch.einsum("oc,chw->ohw", weight * s, sample) for sample, s in zip(x, style, strict=True)])
     torch.testing.assert_close(ops.modulated_projection(x.contiguous(memory_format=layout), weight, style), expected, **EXACT)
     check_derivatives(ops.modulated_projection, randn(2, 2, 2, 2), randn(2, 2), randn(2, 2, 2))
+
+
+# ---------------------------------------------------------------- depthwise convolution
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "side"), [(3, 1, 1, 6), (5, 1, 2, 5), (3, 2, 0, 7), (5, 2, 0, 9), (3, 2, 1, 6)]
+)
+def test_depthwise_equals_grouped_convolution_and_its_gradients(kernel, stride, padding, side):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 1, kernel, kernel, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    got = ops.depthwise_conv2d(x, weight, bias, stride, padding)
+    wanted = functional.conv2d(x, weight, bias, stride, padding, groups=3)
+    assert torch.allclose(got, wanted)
+    up = torch.randn_like(wanted)
+    for mine, theirs in zip(*(torch.autograd.grad(y, (x, weight, bias), up) for y in (got, wanted)), strict=True):
+        assert torch.allclose(mine, theirs)  # float64

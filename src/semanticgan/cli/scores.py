@@ -10,6 +10,7 @@ from semanticgan.cli.output import require_file, write_text
 from semanticgan.data.sources import find_root, list_images
 from semanticgan.evaluation import evaluate, to_csv
 from semanticgan.model import SemanticGAN
+from semanticgan.training.distributed import ALONE, World
 
 SECONDS_BETWEEN_LINES = 5
 
@@ -27,8 +28,12 @@ def evaluate_model(
     json_file: Path | None,
     csv_file: Path | None,
     say: Callable[[str], None],
+    world: World = ALONE,
 ) -> None:
-    """Print a table of scores, and write JSON and CSV where asked. Raises UserError, before the work where it can."""
+    """Print a table of scores, and write JSON and CSV where asked. Raises UserError, before the work where it can.
+
+    Processes share the images; rank 0 writes.
+    """
     for path, option in ((json_file, "--json"), (csv_file, "--csv")):
         if path is not None:
             require_file(path, option)
@@ -45,11 +50,17 @@ def evaluate_model(
             say(f"{done} of {total} images")
 
     result = evaluate(
-        lambda stream: model.find(stream, steps, batch), root, images, model.labels, model.config.data.channels or 3, progress
-    )
+        lambda stream: model.find(stream, steps, batch), root, images, model.labels, model.config.data.channels or 3, progress,
+        world.shared,
+    )  # fmt: skip
     used = {"steps": steps, "views": model.config.views, "zoom": model.config.zoom}
     result = {"model": name, "list": spec, **used, **result}
-    say(f"{name} on {result['num_images']} images of {spec}, {steps} steps of inversion; mean per image, 95 % interval")
+    world.first(lambda: _write(result, json_file, csv_file, say))
+
+
+def _write(result: dict[str, Any], json_file: Path | None, csv_file: Path | None, say: Callable[[str], None]) -> None:
+    where = f"{result['num_images']} images of {result['list']}, {result['steps']} steps of inversion"
+    say(f"{result['model']} on {where}; mean per image, 95 % interval")
     for line in table(result):
         say(line)
     if json_file is not None:

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from semanticgan.cli.output import write_text
 from semanticgan.data.dataset import load_picture
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
+from semanticgan.training.distributed import ALONE, World
 from semanticgan.visuals import overlay, save_label_png, save_png
 
 if TYPE_CHECKING:
@@ -25,67 +27,103 @@ SECONDS_BETWEEN_LINES = 5
 WRITERS = 2
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """Of one image: its row of the summary, or what is wrong with it."""
+
+    row: dict[str, Any] | None
+    problem: str | None
+    stretched: bool
+
+
 class _Reader:
     """Reads images one after the other and keeps each until its result is there; what cannot be read is a problem."""
 
-    def __init__(self, inputs: Inputs, channels: int, say: Callable[[str], None]) -> None:
-        self.inputs, self.channels, self.say = inputs, channels, say
+    def __init__(self, items: Sequence[Input], channels: int) -> None:
+        self.items, self.channels = items, channels
         self.waiting: deque[tuple[Input, np.ndarray]] = deque()
-        self.stretched = 0
+        self.problems: dict[Input, str] = {}
+        self.stretched: set[Input] = set()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for item in self.inputs.images:
+        for item in self.items:
             try:
                 picture = load_picture(item.path, self.channels)
             except UserError as error:
-                self.inputs.problems[str(item.path)] = str(error)
+                self.problems[item] = str(error)
                 continue
-            if picture.stretched and not self.stretched:
-                self.say(f"{item.path}: more than 8 bits, stretched between its .1 and 99.9 percentiles; so are others like it")
-            self.stretched += picture.stretched
+            if picture.stretched:
+                self.stretched.add(item)
             self.waiting.append((item, picture.pixels))
             yield picture.pixels
 
 
 def segment_inputs(
-    model: "SemanticGAN", name: str, inputs: Inputs, out: Path, *, steps: int | None, batch: int, say: Callable[[str], None]
+    model: "SemanticGAN",
+    name: str,
+    inputs: Inputs,
+    out: Path,
+    *,
+    steps: int | None,
+    batch: int,
+    say: Callable[[str], None],
+    world: World = ALONE,
 ) -> None:
     """Write the results of every image that can be read, then summary.json, in bounded memory.
 
-    Raises UserError with a line a bad file, after the others are done.
+    Processes share the images and write their results; rank 0 writes the summary. Raises UserError with a line a bad
+    file, after the others are done.
     """
+    outcomes = world.shared(inputs.images, lambda items: _segment(model, items, out, steps, batch, say))
+    settings = {
+        "model": name,
+        "steps": model.config.steps if steps is None else steps,
+        "views": model.config.views,
+        "zoom": model.config.zoom,
+        "classes": list(model.labels.names),
+    }
+    world.first(lambda: _summarise(settings, inputs, outcomes, out, say))
+
+
+def _summarise(
+    settings: dict[str, Any], inputs: Inputs, outcomes: Sequence[_Outcome], out: Path, say: Callable[[str], None]
+) -> None:
+    rows = [outcome.row for outcome in outcomes if outcome.row is not None]
+    problems = dict(inputs.problems)
+    for item, outcome in zip(inputs.images, outcomes, strict=True):
+        if outcome.problem is not None:
+            problems[str(item.path)] = outcome.problem
+    failed = [{"file": file, "error": error} for file, error in problems.items()]
+    write_text(out / "summary.json", json.dumps({**settings, "images": rows, "failed": failed}, indent=1) + "\n")
+    stretched = [item for item, outcome in zip(inputs.images, outcomes, strict=True) if outcome.stretched]
+    for line in _last_words(rows, stretched, out):
+        say(line)
+    if problems:
+        raise UserError("\n".join(problems.values()))
+
+
+def _segment(
+    model: "SemanticGAN", items: Sequence[Input], out: Path, steps: int | None, batch: int, say: Callable[[str], None]
+) -> list[_Outcome]:
     channels = 3 if model.config.data.channels is None else model.config.data.channels
-    reader = _Reader(inputs, channels, say)
-    rows: list[dict[str, Any]] = []
+    reader = _Reader(items, channels)
+    rows: dict[Input, dict[str, Any]] = {}
     start = said = time.monotonic()
     pending: deque[Future[None]] = deque()
     with ThreadPoolExecutor(WRITERS) as pool:  # files are written while the next batch is computed
         for found in model.find(reader, steps, batch):
             item, pixels = reader.waiting.popleft()
             result = model.segmentation(found)
-            rows.append(_row(model, item, result))
+            rows[item] = _row(model, item, result)
             pending.append(pool.submit(_write_result, model.labels, item, pixels, result, out))
             if len(pending) > 2 * WRITERS:
                 pending.popleft().result()
             if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
                 said = time.monotonic()
-                say(f"{len(rows)} of {len(inputs.images)} images  {len(rows) / (said - start):.1f} images/s")
+                say(f"{len(rows)} of {len(items)} images  {len(rows) / (said - start):.1f} images/s")
         for written in pending:
             written.result()
-    summary = {
-        "model": name,
-        "steps": model.config.steps if steps is None else steps,
-        "views": model.config.views,
-        "zoom": model.config.zoom,
-        "classes": list(model.labels.names),
-        "images": rows,
-        "failed": [{"file": file, "error": error} for file, error in inputs.problems.items()],
-    }
-    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    for line in _last_words(rows, out):
-        say(line)
-    if inputs.problems:
-        raise UserError("\n".join(inputs.problems.values()))
+    return [_Outcome(rows.get(item), reader.problems.get(item), item in reader.stretched) for item in items]
 
 
 def _write_result(labels: LabelSpec, item: Input, pixels: np.ndarray, result: "Segmentation", out: Path) -> None:
@@ -116,8 +154,10 @@ def distance_rank(distance: float, quantiles: Sequence[float]) -> float | None:
     return round(float(np.interp(distance, quantiles, np.linspace(0, 1, len(quantiles)))), 4)
 
 
-def _last_words(rows: Sequence[dict[str, Any]], out: Path) -> Iterable[str]:
+def _last_words(rows: Sequence[dict[str, Any]], stretched: Sequence[Input], out: Path) -> Iterable[str]:
     yield f"{len(rows)} images segmented: {out}/masks, {out}/overlays, {out}/reconstructions, {out}/summary.json"
+    if stretched:
+        yield f"{stretched[0].path}: more than 8 bits, stretched between its .1 and 99.9 percentiles; so are others like it"
     unusual = [row for row in rows if (row["distance_rank"] or 0) > UNUSUAL]
     if unusual:
         yield (

@@ -99,15 +99,20 @@ def random_views(symmetry: str, n: int, generator: torch.Generator) -> Int[Tenso
 
 
 def apply_views(x: Shaped[Tensor, "n *c r r"], indices: Int[Tensor, " n"]) -> Shaped[Tensor, "n *c r r"]:
-    """Each image in its own symmetry."""
+    """Each image in its own symmetry. `indices` on the CPU, so that a GPU need not be waited for."""
     out = torch.empty_like(x)
     for index in indices.unique().tolist():
-        chosen = indices == index
+        chosen = send((indices == index).nonzero()[:, 0], x.device)
         out[chosen] = view(x[chosen], index)
     return out
 
 
 # ---------------------------------------------------------------- random, paired, differentiable changes
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """From the CPU to the device, from pinned memory, so that neither waits for the other."""
+    return x.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def random_affine(
@@ -131,7 +136,7 @@ def random_affine(
 
 def warp(x: Float[Tensor, "n c r r"], theta: Float[Tensor, "n 2 3"], padding: str = "reflection") -> Float[Tensor, "n c r r"]:
     """Bilinear affine warp; `padding` is "reflection" or "zeros". Differentiable once (not twice: grid_sample is not)."""
-    grid = F.affine_grid(theta.to(x.device, x.dtype), list(x.shape), align_corners=False)
+    grid = F.affine_grid(send(theta.to(x.dtype), x.device), list(x.shape), align_corners=False)
     out = F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
     return out.contiguous(memory_format=torch.channels_last) if x.shape[1] > 1 else out
 
@@ -172,24 +177,35 @@ def apply_colour(
     img: Float[Tensor, "n c h w"], change: tuple[Float[Tensor, "n c c"], Float[Tensor, "n c"]]
 ) -> Float[Tensor, "n c h w"]:
     """Every pixel's colour times the image's matrix plus its offset; not clipped."""
-    matrix, offset = (m.to(img.device, img.dtype) for m in change)
+    matrix, offset = (send(m.to(img.dtype), img.device) for m in change)
     return torch.einsum("ndc,nchw->ndhw", matrix, img) + offset[:, :, None, None]
 
 
-def move(x: Float[Tensor, "n c r r"], generator: torch.Generator, symmetry: str, strength: float) -> Float[Tensor, "n c r r"]:
+def move(
+    x: Float[Tensor, "n c r r"],
+    generator: torch.Generator,
+    symmetry: str,
+    strength: float,
+    part: tuple[int, int] = (0, 1),  # (k, m): x is every m-th image, from the k-th on, of the batch that is drawn for
+) -> Float[Tensor, "n c r r"]:
     """A symmetry, then rotation, scale and shift, one draw an image for all its channels: stack images and label maps.
 
     What comes in from outside the frame mirrors the inside. Differentiable.
     """
-    n = x.shape[0]
+    first, every = part
+    n = x.shape[0] * every
     views = random_views(symmetry, n, generator)
     turn = 0.2 if symmetry == "all" else 0.1
     theta = random_affine(n, generator, rotation=turn * strength, scale=0.25 * strength, shift=0.06 * strength, probability=0.8)
-    return warp(apply_views(x, views), theta)
+    return warp(apply_views(x, views[first::every]), theta[first::every])
 
 
-def recolour(img: Float[Tensor, "n c h w"], generator: torch.Generator, strength: float) -> Float[Tensor, "n c h w"]:
-    """Brightness, contrast, saturation and hue of each image, moderately. Differentiable."""
-    change = random_colour(img.shape[0], img.shape[1], generator, brightness=0.2 * strength, contrast=0.3 * strength,
-                           saturation=0.4 * strength, hue=0.15 * strength, probability=0.8)  # fmt: skip
-    return apply_colour(img, change)
+def recolour(
+    img: Float[Tensor, "n c h w"], generator: torch.Generator, strength: float, part: tuple[int, int] = (0, 1)
+) -> Float[Tensor, "n c h w"]:
+    """Brightness, contrast, saturation and hue of each image, moderately; `part` as in `move`. Differentiable."""
+    first, every = part
+    n, channels = img.shape[0] * every, img.shape[1]
+    matrix, offset = random_colour(n, channels, generator, brightness=0.2 * strength, contrast=0.3 * strength,
+                                   saturation=0.4 * strength, hue=0.15 * strength, probability=0.8)  # fmt: skip
+    return apply_colour(img, (matrix[first::every], offset[first::every]))

@@ -1,9 +1,15 @@
 """The encoder E: image -> W+, one row for each layer of G."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from semanticgan.nn.backbone import EfficientNetLite0
+
+FROZEN = 5  # first blocks of the pretrained trunk that keep their weights: all that see more than 8x8 pixels at 128 px
 
 
 class ResidualBlock(nn.Module):
@@ -27,11 +33,43 @@ class ResidualBlock(nn.Module):
         return F.relu(x + y, inplace=True)
 
 
+class ResidualTrunk(nn.Module):
+    """A stage for each of `widths`, each halving the side -> the stages' maps."""
+
+    def __init__(self, img_channels: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.channels = widths
+        self.stem = nn.Conv2d(img_channels, 32, 3, 1, 1)
+        ins = (32, *widths[:-1])
+        self.stages = nn.ModuleList(
+            nn.Sequential(ResidualBlock(i, o, 2), ResidualBlock(o, o, 1)) for i, o in zip(ins, widths, strict=True)
+        )
+        _start(self)
+
+    def forward(self, img: Float[Tensor, "n c r r"]) -> list[Float[Tensor, "n _ _ _"]]:
+        x = F.relu(self.stem(img))
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+def _start(*modules: nn.Module) -> None:
+    """He's initial weights: PyTorch's own shrink the signal at every layer."""
+    for root in modules:
+        for module in root.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
 class Encoder(nn.Module):
-    """A residual network whose last map, with every stage's mean, becomes an offset from `w_avg` for each row.
+    """A trunk whose last maps, with every stage's mean, become an offset from `w_avg` for each row.
 
     Where the paper's E has a feature pyramid with a head of its own for each row (211 M parameters), this one has about
-    6 M at 64 px: place comes from the last 4x4 map, colour and texture from the stages' means.
+    6 M at 64 px: place comes from the last maps, colour and texture from the stages' means.
     """
 
     def __init__(
@@ -40,27 +78,27 @@ class Encoder(nn.Module):
         img_channels: int,  # 1 or 3
         num_ws: int,  # rows of W+
         w_dim: int,
-        widths: tuple[int, ...],  # channels of each stage, multiples of 8; every stage halves the side
+        widths: tuple[int, ...],  # channels of each stage of the residual trunk, multiples of 8
+        trunk: Literal["residual", "efficientnet-lite0"] = "residual",
     ) -> None:
         super().__init__()
         self.resolution = resolution
         self.num_ws, self.w_dim = num_ws, w_dim
-        self.stem = nn.Conv2d(img_channels, 32, 3, 1, 1)
-        ins = (32, *widths[:-1])
-        self.stages = nn.ModuleList(
-            nn.Sequential(ResidualBlock(i, o, 2), ResidualBlock(o, o, 1)) for i, o in zip(ins, widths, strict=True)
-        )
-        hidden = 512
-        self.narrow = nn.Conv2d(widths[-1], 64, 1)
-        self.norm = nn.LayerNorm(64 * 16 + sum(widths))
-        self.mix = nn.Linear(64 * 16 + sum(widths), hidden)
+        self.trunk: nn.Module
+        if trunk == "residual":
+            self.trunk, self.side = ResidualTrunk(img_channels, widths), resolution
+            places = [(widths[-1], 64, 4)]
+        else:  # made for larger images: at 128 px its last map has 4x4 pixels
+            self.trunk, self.side = EfficientNetLite0(FROZEN), max(resolution, 128)
+            places = [(self.trunk.channels[-1], 64, 4), (self.trunk.channels[-2], 24, 8)]
+        self.narrow = nn.ModuleList(nn.Conv2d(channels, few, 1) for channels, few, _ in places)
+        self.sides = [side for _, _, side in places]
+        features, hidden = sum(few * side**2 for _, few, side in places) + sum(self.trunk.channels), 512
+        self.norm = nn.LayerNorm(features)
+        self.mix = nn.Linear(features, hidden)
         self.mix2 = nn.Linear(hidden, hidden)
         self.rows = nn.Linear(hidden, num_ws * w_dim)
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):  # PyTorch's own start shrinks the signal at every layer
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        _start(self.narrow, self.mix, self.mix2, self.rows)
         nn.init.normal_(self.rows.weight, std=0.3 / hidden**0.5)
         self.w_avg: Tensor
         self.register_buffer("w_avg", torch.zeros(w_dim))
@@ -69,12 +107,14 @@ class Encoder(nn.Module):
         """ws in float32. Raises ValueError for images of another side than `resolution`."""
         if img.shape[-1] != self.resolution:
             raise ValueError(f"E: got images of side {img.shape[-1]}, expected {self.resolution}")
-        x = F.relu(self.stem(img))
-        means = []
-        for stage in self.stages:
-            x = stage(x)
-            means.append(x.mean((2, 3)))
-        place = F.adaptive_avg_pool2d(self.narrow(x), 4).flatten(1)
-        h = F.leaky_relu(self.mix(self.norm(torch.cat([place, *means], 1))), 0.2)
+        if self.side != self.resolution:
+            img = F.interpolate(img, size=(self.side, self.side), mode="bilinear", align_corners=False)
+        maps = self.trunk(img)
+        features = [
+            F.adaptive_avg_pool2d(narrow(x), side).flatten(1)
+            for narrow, x, side in zip(self.narrow, reversed(maps), self.sides, strict=False)
+        ]
+        features += [x.mean((2, 3)) for x in maps]
+        h = F.leaky_relu(self.mix(self.norm(torch.cat(features, 1))), 0.2)
         h = h + F.leaky_relu(self.mix2(h), 0.2)
         return self.w_avg + self.rows(h).float().unflatten(1, (self.num_ws, self.w_dim))

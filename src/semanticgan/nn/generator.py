@@ -108,7 +108,7 @@ class SynthesisNetwork(nn.Module):
         """Blocks start..stop-1 alone: features, and image and label map summed so far. Block k takes rows 2k-1 to 2k+1."""
         maps = [noise] * len(self.noise_sides) if isinstance(noise, str) else noise
         if x is None:
-            x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+            x = self.const.expand(ws.shape[0], -1, -1, -1).contiguous(memory_format=torch.channels_last)
         for k in range(start, len(self.blocks) if stop is None else stop):
             first = max(0, 2 * k - 1)
             x, out = self.blocks[k](x, out, ws[:, first : 2 * k + 2], maps[first : 2 * k + 1])

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 LEAKY_SLOPE = 0.2
@@ -44,6 +45,49 @@ class _Blur(torch.autograd.Function):
 def blur(x: Float[Tensor, "n c h w"], kernel: Float[Tensor, "4 4"], padding: int, stride: int = 1) -> Float[Tensor, "n c h2 w2"]:
     """Filter every channel with the same symmetric kernel, zeros outside; `stride` 2 keeps every second pixel."""
     return _Blur.apply(x, kernel, padding, stride)
+
+
+class _DepthwiseConv(torch.autograd.Function):
+    """Depthwise convolution with a sum for each tap as the filters' gradient: PyTorch's own takes several times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = stride, padding
+        return functional.conv2d(x, weight.to(x.dtype), None, stride, padding, groups=x.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        (stride, padding), kernel = ctx.geometry, weight.shape[-1]
+        rows, columns = (stride * (side - 1) + 1 for side in grad.shape[2:])  # what one tap sees of the padded map
+        padded = functional.pad(x, (padding,) * 4) if padding else x
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[1]:
+            taps = []
+            for top in range(kernel):
+                for left in range(kernel):
+                    seen = padded[:, :, top : top + rows : stride, left : left + columns : stride]
+                    taps.append((seen * grad).sum((0, 2, 3), dtype=weight.dtype))
+            grad_weight = torch.stack(taps, 1).view_as(weight)
+        if ctx.needs_input_grad[0]:
+            if stride > 1:
+                size = [side - kernel + 1 for side in padded.shape[2:]]
+                spread = torch.zeros(*grad.shape[:2], *size, dtype=grad.dtype, device=grad.device)
+                spread = spread.contiguous(memory_format=torch.channels_last)
+                spread[:, :, ::stride, ::stride] = grad
+                grad = spread
+            turned = weight.to(grad.dtype).flip(2, 3).contiguous()
+            grad_x = functional.conv2d(grad, turned, None, 1, kernel - 1 - padding, groups=x.shape[1])
+        return grad_x, grad_weight, None, None
+
+
+def depthwise_conv2d(
+    x: Float[Tensor, "n c h w"], weight: Float[Tensor, "c 1 k k"], bias: Float[Tensor, " c"], stride: int, padding: int
+) -> Float[Tensor, "n c h2 w2"]:
+    """A filter for each channel, in x's precision; can be differentiated once."""
+    return _DepthwiseConv.apply(x, weight, stride, padding) + bias.to(x.dtype)[:, None, None]
 
 
 def upsample(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 2*h 2*w"]:

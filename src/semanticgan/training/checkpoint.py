@@ -3,10 +3,12 @@
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from semanticgan.errors import UserError
 
@@ -20,13 +22,14 @@ _UNREADABLE = (
 class State:
     """Named members with `state_dict` (networks, optimisers) and named numbers; saved and loaded whole.
 
-    Attribute access gives both: `state.G`, `state.nimg = 3`.
+    Attribute access gives both: `state.G`, `state.nimg = 3`. A number may be a tensor, which a GPU need not have ready
+    before it is saved.
     """
 
     members: dict[str, Any]
-    numbers: dict[str, int | float]
+    numbers: dict[str, int | float | Tensor]
 
-    def __init__(self, members: dict[str, Any], numbers: dict[str, int | float]) -> None:
+    def __init__(self, members: dict[str, Any], numbers: Mapping[str, int | float]) -> None:
         self.__dict__["members"], self.__dict__["numbers"] = members, dict(numbers)
 
     def __getattr__(self, name: str) -> Any:
@@ -41,7 +44,8 @@ class State:
         self.numbers[name] = value
 
     def state_dict(self) -> dict[str, Any]:
-        return {"members": {k: m.state_dict() for k, m in self.members.items()}, "numbers": dict(self.numbers)}
+        numbers = {k: float(v) if isinstance(v, Tensor) else v for k, v in self.numbers.items()}
+        return {"members": {k: m.state_dict() for k, m in self.members.items()}, "numbers": numbers}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Raises ValueError where members or numbers are missing or foreign."""

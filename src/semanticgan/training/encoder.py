@@ -1,6 +1,7 @@
 """Second stage: E learns to explain images through the finished G (SemanticGAN, arXiv 2104.05833, section 3.3, eq. 5-9)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,19 +13,23 @@ from semanticgan import losses
 from semanticgan.config import Config, NetworkConfig
 from semanticgan.data import transforms
 from semanticgan.data.stream import Stream, generator
+from semanticgan.data.zoom_out import zoom_out
 from semanticgan.ema import ema_decay, update_ema
 from semanticgan.inversion import enlarge
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.metrics.segmentation import confusion, iou
+from semanticgan.nn.backbone import EfficientNetLite0
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.training.checkpoint import State, save_checkpoint
+from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.gan import TrainingData
 from semanticgan.training.run import Clock, Run, Stage
 from semanticgan.visuals import grid, save_png, to_rgb
 
 WARMUP = 0.03  # share of the stage in which the learning rate rises
+VALIDATED = 32  # validation images at once
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class ValidationData:
 
 def build_encoder(networks: NetworkConfig, resolution: int, channels: int) -> Encoder:
     num_ws = 2 * int(math.log2(resolution)) - 2
-    return Encoder(resolution, channels, num_ws, networks.w_dim, networks.encoder_widths)
+    return Encoder(resolution, channels, num_ws, networks.w_dim, networks.encoder_widths, networks.encoder_trunk)
 
 
 def new_encoder_state(config: Config, G: Generator, channels: int, device: str) -> State:
@@ -45,13 +50,21 @@ def new_encoder_state(config: Config, G: Generator, channels: int, device: str) 
     torch.manual_seed(config.run.seed + 1)
     E, E_ema = (build_encoder(config.networks, config.data.resolution, channels) for _ in range(2))
     E.w_avg.copy_(G.mapping.w_avg)
+    if isinstance(E.trunk, EfficientNetLite0):
+        E.trunk.load_imagenet()
     E_ema.load_state_dict(E.state_dict())
     for net in (E, E_ema):
         net.to(device, memory_format=torch.channels_last)
     E_ema.eval().requires_grad_(False)
+    pretrained = {id(p) for p in E.trunk.parameters()} if isinstance(E.trunk, EfficientNetLite0) else set()
+    groups = [
+        {"params": [p for p in E.parameters() if p.requires_grad and (id(p) in pretrained) == slow], "share": share}
+        for slow, share in ((False, 1.0), (True, config.encoder.trunk_lr))
+    ]  # fmt: skip
     opt = torch.optim.AdamW(
-        E.parameters(), config.encoder.lr, betas=(0.9, 0.99), weight_decay=config.encoder.weight_decay, foreach=True
-    )
+        [group for group in groups if group["params"]], config.encoder.lr, betas=(0.9, 0.99),
+        weight_decay=config.encoder.weight_decay, foreach=True,
+    )  # fmt: skip
     return State({"E": E, "E_ema": E_ema, "opt": opt}, {"nimg": 0, "seconds": 0.0, "best": -1.0})
 
 
@@ -63,17 +76,18 @@ def train_encoder(
 
     G is frozen. Randomness and the order of the data are functions of (seed, nimg). Raises what `Stage.steps` raises.
     """
-    trainer = EncoderTrainer(config, labels, data, G, lpips, state, device)
-    clock = Clock(config.encoder.kimg, budget, state.seconds)
+    trainer = EncoderTrainer(config, labels, data, G, lpips, state, device, run.world)
+    clock = Clock(config.encoder.kimg, budget, state.seconds, run.world)
 
     def report(means: dict[str, float], last: bool) -> dict[str, float]:
         score = trainer.validate(val)
         if not math.isfinite(score) or score > state.best:
             state.best = score if math.isfinite(score) else state.best
-            save_checkpoint(
-                run.folder / "checkpoints" / "encoder-best.pt", {"E": state.E_ema.state_dict(), "kimg": state.nimg / 1000}
-            )
-        if last or round(state.nimg / 1000 / config.run.tick_kimg) % 4 == 0:
+            if run.world.main:
+                save_checkpoint(
+                    run.folder / "checkpoints" / "encoder-best.pt", {"E": state.E_ema.state_dict(), "kimg": state.nimg / 1000}
+                )
+        if run.world.main and (last or round(state.nimg / 1000 / config.run.tick_kimg) % 4 == 0):
             save_png(run.folder / "samples" / f"encoder-{state.nimg:09d}.png", trainer.picture(val))
         return {"val_iou": score, "best_val_iou": state.best}
 
@@ -84,13 +98,17 @@ def train_encoder(
 
 
 class EncoderTrainer:
-    """One step on a third each of unlabelled images, labelled images, and G's own samples."""
+    """One step on a third each of unlabelled images, labelled images, and G's own samples.
+
+    Of several processes each draws the random numbers of the whole batch and computes its own part of each third.
+    """
 
     def __init__(
-        self, config: Config, labels: LabelSpec, data: TrainingData, G: Generator, lpips: LPIPS, state: State, device: str
-    ) -> None:
+        self, config: Config, labels: LabelSpec, data: TrainingData, G: Generator, lpips: LPIPS, state: State, device: str,
+        world: World = ALONE,
+    ) -> None:  # fmt: skip
         self.config, self.weights, self.labels, self.data = config, config.encoder, labels, data
-        self.G, self.lpips, self.state, self.device = G, lpips, state, torch.device(device)
+        self.G, self.lpips, self.state, self.device, self.world = G, lpips, state, torch.device(device), world
         self.third = config.encoder.batch // 3
         self.batch = 3 * self.third
         self.unlabeled_stream = Stream(len(data.images), config.run.seed, "encoder unlabeled")
@@ -102,8 +120,11 @@ class EncoderTrainer:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16")
 
+    def to_device(self, array: np.ndarray) -> Tensor:
+        return transforms.send(torch.from_numpy(array), self.device)
+
     def update(self, nimg: int, progress: float) -> dict[str, Tensor]:
-        n, w, random = self.third, self.weights, generator(self.config.run.seed, "encoder", nimg)
+        n, w, random = self.third // self.world.size, self.weights, generator(self.config.run.seed, "encoder", nimg)
         real = self.draw_unlabeled(nimg // 3, random)
         labeled, label = self.draw_labeled(nimg // 3, random)
         sample, sample_label, clean, ws_known = self.draw_samples(random)
@@ -120,52 +141,60 @@ class EncoderTrainer:
             "latent": ((ws[2 * n : 2 * n + unmoved] - ws_known) / self.w_deviation).square().mean(),
         }
         loss = sum(getattr(w, name) * term for name, term in terms.items()) + torch.nn.functional.l1_loss(img[2 * n :], clean)
-        return {**self.step(loss, progress), **{name: term.detach() for name, term in terms.items()}}
+        return self.step(loss, progress, {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}})
 
-    def step(self, loss: Tensor, progress: float) -> dict[str, Tensor]:
+    def step(self, loss: Tensor, progress: float, stats: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One update; `stats` come back as those of all processes."""
         state = self.state
         lr = self.weights.lr * min(1.0, progress / WARMUP + 0.01) * (1 + math.cos(math.pi * progress)) / 2
         for group in state.opt.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         state.opt.zero_grad(set_to_none=True)
         loss.backward()
+        stats = self.world.average(state.E.parameters(), stats)
         norm = torch.nn.utils.clip_grad_norm_(state.E.parameters(), self.weights.grad_clip)
         state.opt.step()
         seen = (state.nimg + self.batch) / 1000
         update_ema(state.E_ema, state.E, ema_decay(self.batch, min(self.weights.ema_half_life_kimg, 0.05 * seen)))
-        return {"loss": loss.detach(), "grad_norm": norm}
+        return {"loss": stats["loss"], "grad_norm": norm, **stats}
 
     def mask_loss(self, seg_logits: Float[Tensor, "n k r r"], label: Int[Tensor, "n r r"]) -> Float[Tensor, ""]:
         return losses.cross_entropy(seg_logits, label) + losses.dice_loss(seg_logits, label)
 
     def draw_unlabeled(self, position: int, random: torch.Generator) -> Float[Tensor, "n c r r"]:
-        chosen = self.unlabeled_stream.indices(position, self.third)
-        img = transforms.to_float(torch.from_numpy(self.data.images[chosen]).to(self.device))
-        return transforms.apply_views(img, transforms.random_views(self.config.data.symmetry, self.third, random))
+        chosen = self.world.mine(self.unlabeled_stream.indices(position, self.third))
+        img = transforms.to_float(self.to_device(self.data.images[chosen]))
+        views = transforms.random_views(self.config.data.symmetry, self.third, random)
+        return transforms.apply_views(img, self.world.mine(views))
 
     def draw_labeled(self, position: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        chosen = self.labeled_stream.indices(position, self.third)
-        img = transforms.to_float(torch.from_numpy(self.data.labeled[chosen]).to(self.device))
-        moved, label = self.moved(img, torch.from_numpy(self.data.labels[chosen]).to(self.device).long(), random)
-        return transforms.recolour(moved, random, self.weights.augment), label
+        chosen = self.world.mine(self.labeled_stream.indices(position, self.third))
+        img = transforms.to_float(self.to_device(self.data.labeled[chosen]))
+        moved, label = self.moved(img, self.to_device(self.data.labels[chosen]).long(), random)
+        return transforms.recolour(moved, random, self.weights.augment, self.world.part), label
 
     def draw_samples(self, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """G's samples as E sees them, their label maps, the same images in their own colours, and ws of the unmoved half."""
-        n, G = self.third, self.G
+        G = self.G
+        z = torch.randn(self.third, G.z_dim, generator=random)
+        noise = [torch.randn(self.third, 1, side, side, generator=random) for side in G.synthesis.noise_sides]
         with torch.no_grad(), self.autocast():
-            ws = G.mapping(torch.randn(n, G.z_dim, generator=random).to(self.device))
-            img, seg_logits = G.synthesis(ws, noise=[m.to(self.device) for m in G.noise_maps(n, random)])
-        img, label, still = img.clamp(-1, 1), seg_logits.argmax(1), n // 2
+            z, *noise = (transforms.send(self.world.mine(drawn), self.device) for drawn in (z, *noise))
+            ws = G.mapping(z)
+            img, seg_logits = G.synthesis(ws, noise=noise)
+        img, label, still = img.clamp(-1, 1), seg_logits.argmax(1), len(z) // 2
         moved, moved_label = self.moved(img[still:], label[still:], random)
         clean, label = torch.cat([img[:still], moved]), torch.cat([label[:still], moved_label])
-        return transforms.recolour(clean, random, self.weights.augment), label, clean, ws[:still]
+        return transforms.recolour(clean, random, self.weights.augment, self.world.part), label, clean, ws[:still]
 
     def moved(self, img: Tensor, label: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Image and class map in another place and size; pixels that mostly come from ignored ones stay ignored."""
+        img, label = zoom_out(img, label, random, self.weights.zoom_out, self.world.part)
         channels = img.shape[1]
         known = (label != IGNORE_INDEX)[:, None].float()
         onehot = transforms.onehot_from_label(label, self.labels.num_classes)
-        both = transforms.move(torch.cat([img, onehot, known], 1), random, self.config.data.symmetry, self.weights.augment)
+        both = transforms.move(torch.cat([img, onehot, known], 1), random, self.config.data.symmetry, self.weights.augment,
+                               self.world.part)  # fmt: skip
         moved = both[:, channels:-1].argmax(1)
         return both[:, :channels], moved.masked_fill(both[:, -1] < 0.5, IGNORE_INDEX)
 
@@ -173,8 +202,8 @@ class EncoderTrainer:
     def explain(self, images: UInt8[np.ndarray, "n r r c"]) -> tuple[Tensor, Tensor]:
         """Reconstructions and seg_logits by the averaged encoder, for images at G's resolution."""
         outs = []
-        for start in range(0, len(images), 32):
-            img = transforms.to_float(torch.from_numpy(np.array(images[start : start + 32])).to(self.device))
+        for start in range(0, len(images), VALIDATED):
+            img = transforms.to_float(self.to_device(np.array(images[start : start + VALIDATED])))
             with self.autocast():
                 outs.append(self.G.synthesis(self.state.E_ema(img), noise="none"))
         return torch.cat([img for img, _ in outs]), torch.cat([seg_logits for _, seg_logits in outs])
@@ -183,10 +212,13 @@ class EncoderTrainer:
         """Mean over images and foreground classes of IoU at G's resolution; NaN without validation images."""
         if len(val.images) == 0:
             return math.nan
-        pred = self.explain(val.images)[1].argmax(1).cpu()
-        label = torch.from_numpy(np.array(val.labels)).long()
-        per_image = torch.stack([iou(confusion(p, t, self.labels.num_classes))[1:] for p, t in zip(pred, label, strict=True)])
-        return float(per_image.nanmean())
+
+        def scores(chosen: Sequence[int]) -> list[Tensor]:
+            pred = self.explain(val.images[list(chosen)])[1].argmax(1).cpu() if len(chosen) else ()
+            label = torch.from_numpy(np.array(val.labels[list(chosen)])).long()
+            return [iou(confusion(p, t, self.labels.num_classes))[1:] for p, t in zip(pred, label, strict=True)]
+
+        return float(torch.stack(self.world.shared(range(len(val.images)), scores, chunk=VALIDATED)).nanmean())
 
     def picture(self, val: ValidationData) -> UInt8[np.ndarray, "h w 3"]:
         """Validation images (training images where there are none) above their reconstructions and label maps."""

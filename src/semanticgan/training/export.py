@@ -12,7 +12,7 @@ import torch
 from semanticgan import __version__
 from semanticgan.config import Config, ModelConfig
 from semanticgan.data.sources import Sources
-from semanticgan.evaluation import Choice, choose, evaluate
+from semanticgan.evaluation import Choice, Share, choose, evaluate
 from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN
 from semanticgan.nn.encoder import Encoder
@@ -36,6 +36,7 @@ def export_model(
 ) -> dict[str, Any]:
     """Choose steps, zoom and temperature on the validation images, and write `model/` with the scores that came out.
 
+    Processes share the images; rank 0 writes.
     Returns the validation scores, in the form of `evaluate --json`, which also stand in `validation.json`.
     """
     chosen = ModelConfig(
@@ -45,29 +46,36 @@ def export_model(
     )  # fmt: skip
     model = SemanticGAN(chosen, G, E, device)
     scores: dict[str, Any] = {}
+    shared = run.world.shared
     if sources.val:
         run.log(f"choosing steps, zoom and temperature on {len(sources.val)} validation images")
-        choice = choose_settings(model, config, sources)
+        choice = choose_settings(model, config, sources, shared)
         for name, value in choice.scores.items():
             run.log(f"validation IoU: {name}: {value:.4f}")
         model = model.configured(
             steps=choice.steps, zoom=choice.zoom, temperature=choice.temperature, distance_quantiles=choice.distance_quantiles
         )
-        scores = evaluate(model.find, sources.root, sources.val, labels, config.data.channels or 3)
+        scores = evaluate(model.find, sources.root, sources.val, labels, config.data.channels or 3, share=shared)
         run.log(summary(scores))
-        write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
-    model.save(run.folder / "model", card(model.config, sources, scores, command, lengths, config.run.seed))
+
+    def write() -> None:
+        if scores:
+            write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
+        model.save(run.folder / "model", card(model.config, sources, scores, command, lengths, config.run.seed))
+
+    run.world.first(write)
     return scores
 
 
-def choose_settings(model: SemanticGAN, config: Config, sources: Sources) -> Choice:
+def choose_settings(model: SemanticGAN, config: Config, sources: Sources, share: Share) -> Choice:
     """What `semanticgan.evaluation.choose` says, but for settings that the config fixes."""
 
     def find(images: Iterable[np.ndarray], steps: int, zoom: bool) -> Iterator[Found]:
         return model.find(images, steps, zoom=zoom)
 
     steps: Sequence[int] = STEP_CANDIDATES if config.predict.steps is None else (config.predict.steps,)
-    return choose(find, sources.root, sources.val, model.labels, config.data.channels or 3, steps=steps, zoom=config.predict.zoom)
+    return choose(find, sources.root, sources.val, model.labels, config.data.channels or 3, steps=steps,
+                  zoom=config.predict.zoom, share=share)  # fmt: skip
 
 
 def summary(scores: dict[str, Any]) -> str:

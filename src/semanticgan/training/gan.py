@@ -1,5 +1,6 @@
 """First stage: G against D_img on all images, and against D_seg on the labelled ones (SemanticGAN, arXiv 2104.05833, eq. 2-4)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.nn.discriminators import ImageDiscriminator, MultiScaleDiscriminator
 from semanticgan.nn.generator import Generator
 from semanticgan.training.checkpoint import State
+from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.run import Clock, Run, Stage
 from semanticgan.visuals import sample_grid, save_png
 
@@ -77,13 +79,13 @@ def train_gan(
 
     Randomness and the order of the data are functions of (seed, nimg). Raises what `Stage.steps` raises.
     """
-    trainer = GanTrainer(config, labels, data, state, device)
-    clock = Clock(config.gan.kimg, budget, state.seconds)
+    trainer = GanTrainer(config, labels, data, state, device, run.world)
+    clock = Clock(config.gan.kimg, budget, state.seconds, run.world)
     health = Health(run)
 
     def report(means: dict[str, float], last: bool) -> dict[str, float]:
         health.look(means, state.augment_p)
-        if last or round(state.nimg / 1000 / config.run.tick_kimg) % 4 == 0:
+        if run.world.main and (last or round(state.nimg / 1000 / config.run.tick_kimg) % 4 == 0):
             save_png(run.folder / "samples" / f"gan-{state.nimg:09d}.png", trainer.sample_picture())
         return {"augment_p": state.augment_p}
 
@@ -92,17 +94,18 @@ def train_gan(
     for nimg in stage.steps():
         batch = trainer.draw(nimg)
         d_img = trainer.update_d_img(batch)
+        real_sign = trainer.fetch(d_img["real_sign"]) if batch.step % ADA_EVERY == 0 else None
         d_seg, real_features = trainer.update_d_seg(batch)
         g = trainer.update_g(batch, real_features)
         trainer.update_averages(batch)
-        if batch.step % ADA_EVERY == 0:
-            trainer.update_augmentation(float(d_img["real_sign"]))
+        if real_sign is not None:
+            trainer.update_augmentation(real_sign())
         stage.means.add(**d_img, **d_seg, **g)
 
 
 @dataclass
 class Batch:
-    """One step's real images and pairs, and one pass of G that serves all three updates."""
+    """One step's real images and pairs (of this process), and one pass of G that serves all three updates."""
 
     step: int
     random: torch.Generator
@@ -114,11 +117,17 @@ class Batch:
 
 
 class GanTrainer:
-    """The updates of one step, in the order in which `train_gan` calls them."""
+    """The updates of one step, in the order in which `train_gan` calls them.
 
-    def __init__(self, config: Config, labels: LabelSpec, data: TrainingData, state: State, device: str) -> None:
+    Of several processes each draws the random numbers of the whole batch and computes its own part of the images;
+    gradients and statistics are means over all.
+    """
+
+    def __init__(
+        self, config: Config, labels: LabelSpec, data: TrainingData, state: State, device: str, world: World = ALONE
+    ) -> None:
         self.config, self.gan, self.labels = config, config.gan, labels
-        self.data, self.state, self.device = data, state, torch.device(device)
+        self.data, self.state, self.device, self.world = data, state, torch.device(device), world
         self.unlabeled_stream = Stream(len(data.images), config.run.seed, "unlabeled")
         self.labeled_stream = Stream(len(data.labeled), config.run.seed, "labeled")
 
@@ -126,15 +135,18 @@ class GanTrainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16")
 
     def to_device(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        return transforms.send(torch.from_numpy(array), self.device)
+
+    def mine(self, drawn: Tensor) -> Tensor:
+        """This process's part of what was drawn for the whole batch, on its device."""
+        return transforms.send(self.world.mine(drawn), self.device)
 
     def draw(self, nimg: int) -> Batch:
-        n, symmetry = self.gan.batch, self.config.data.symmetry
+        n, mine, symmetry = self.gan.batch, self.world.mine, self.config.data.symmetry
         random = generator(self.config.run.seed, "gan", nimg)
-        real = transforms.to_float(self.to_device(self.data.images[self.unlabeled_stream.indices(nimg, n)]))
-        real = transforms.apply_views(real, transforms.random_views(symmetry, n, random))
-        chosen = self.labeled_stream.indices(nimg, n)
+        real = transforms.to_float(self.to_device(self.data.images[mine(self.unlabeled_stream.indices(nimg, n))]))
+        real = transforms.apply_views(real, mine(transforms.random_views(symmetry, n, random)))
+        chosen = mine(self.labeled_stream.indices(nimg, n))
         labeled = transforms.to_float(self.to_device(self.data.labeled[chosen]))
         label = self.to_device(self.data.labels[chosen]).long()
         onehot = transforms.onehot_from_label(label, self.labels.num_classes)
@@ -155,31 +167,32 @@ class GanTrainer:
     def draw_ws(self, n: int, random: torch.Generator) -> tuple[Float[Tensor, "n w_dim"], Float[Tensor, "n num_ws w_dim"]]:
         """w, and ws in which some images take their later rows from a second w (style mixing, StyleGAN section 3.1)."""
         G = self.state.G
-        z = torch.randn(2 * n, G.z_dim, generator=random).to(self.device)
-        w, other = G.mapping.w(z).chunk(2)
+        z = torch.randn(2, n, G.z_dim, generator=random)
+        w, other = G.mapping.w(self.mine(z.transpose(0, 1)).transpose(0, 1).flatten(0, 1)).chunk(2)
         crossover = torch.randint(1, G.num_ws, (n,), generator=random)
         crossover[torch.rand(n, generator=random) >= self.gan.style_mixing] = G.num_ws
-        mixed = (torch.arange(G.num_ws) >= crossover[:, None]).to(self.device)[:, :, None]
+        mixed = self.mine(torch.arange(G.num_ws) >= crossover[:, None])[:, :, None]
         return w, torch.where(mixed, other[:, None], w[:, None])
 
     def noise(self, n: int, random: torch.Generator) -> list[Tensor]:
-        return [m.to(self.device) for m in self.state.G.noise_maps(n, random)]
+        return [self.mine(torch.randn(n, 1, side, side, generator=random)) for side in self.state.G.synthesis.noise_sides]
 
     def augment(self, img: Float[Tensor, "n c r r"], random: torch.Generator) -> Float[Tensor, "n c r r"]:
         """ADA's changes of place and colour, each with probability p (ADA, section 2)."""
         p = min(self.state.augment_p, ADA_LIMIT)
         if p == 0:
             return img
-        n, channels = img.shape[:2]
+        n, channels, mine = len(img) * self.world.size, img.shape[1], self.world.mine
         theta = transforms.random_affine(n, random, rotation=0.3, scale=0.2, shift=0.125, probability=p)
-        return transforms.apply_colour(transforms.warp(img, theta), transforms.random_colour(n, channels, random, probability=p))
+        matrix, offset = transforms.random_colour(n, channels, random, probability=p)
+        return transforms.apply_colour(transforms.warp(img, mine(theta)), (mine(matrix), mine(offset)))
 
     def change_pair(self, img: Tensor, maps: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """The differentiable augmentation of D_seg's real and fake pairs: place for both, colour for the image."""
-        strength = self.gan.seg_augment
-        both = transforms.move(torch.cat([img, maps], 1), random, self.config.data.symmetry, strength)
+        strength, part = self.gan.seg_augment, self.world.part
+        both = transforms.move(torch.cat([img, maps], 1), random, self.config.data.symmetry, strength, part)
         channels = img.shape[1]
-        return transforms.recolour(both[:, :channels], random, strength), both[:, channels:]
+        return transforms.recolour(both[:, :channels], random, strength, part), both[:, channels:]
 
     def update_d_img(self, batch: Batch) -> dict[str, Tensor]:
         """Logistic loss; every `r1_every` steps with R1 on the real images."""
@@ -193,12 +206,11 @@ class GanTrainer:
             penalty = losses.r1_penalty(real, [real_img])
             stats["r1_img"] = penalty.detach().mean()
             loss = loss + penalty.mean() * (self.gan.r1_gamma / 2 * self.gan.r1_every)
-        self.step(state.opt_D_img, loss)
-        return stats
+        return self.step(state.D_img, state.opt_D_img, loss, stats)
 
     def update_d_seg(self, batch: Batch) -> tuple[dict[str, Tensor], list[list[Tensor]]]:
         """Hinge loss on pairs; R1 per sample. Also returns the real pairs' features, for G's feature matching."""
-        state, n, due = self.state, self.gan.batch, batch.step % self.gan.r1_every == 0
+        state, n, due = self.state, len(batch.real_pair[0]), batch.step % self.gan.r1_every == 0
         inputs = [x.detach().requires_grad_(due) for x in batch.real_pair]
         with self.autocast():
             features = state.D_seg(*(torch.cat([r, f.detach()]) for r, f in zip(inputs, batch.fake_pair, strict=True)))
@@ -210,7 +222,7 @@ class GanTrainer:
             penalty = losses.r1_penalty(per_sample, inputs)
             stats["r1_seg"] = penalty.detach().mean()
             loss = loss + penalty.mean() * (self.gan.r1_gamma_seg / 2 * self.gan.r1_every)
-        self.step(state.opt_D_seg, loss)
+        stats = self.step(state.D_seg, state.opt_D_seg, loss, stats)
         return stats, [[f[:n].detach() for f in scale] for scale in features]
 
     def update_g(self, batch: Batch, real_features: list[list[Tensor]]) -> dict[str, Tensor]:
@@ -230,7 +242,7 @@ class GanTrainer:
             penalty = self.path_length(batch.random)
             stats["path_length"] = penalty.detach()
             loss = loss + penalty * (gan.pl_weight * gan.pl_every)
-        self.step(state.opt_G, loss)
+        stats = self.step(state.G, state.opt_G, loss, stats)
         for D in (state.D_img, state.D_seg):
             D.requires_grad_(True)
         return stats
@@ -241,22 +253,27 @@ class GanTrainer:
         with self.autocast():
             _, ws = self.draw_ws(n, random)
             img, _ = self.state.G.synthesis(ws, noise=self.noise(n, random))
-        noise_img = torch.randn(img.shape, generator=random).to(self.device)
-        pl_mean = torch.tensor(self.state.pl_mean, device=self.device)
-        penalty, pl_mean = losses.path_length(img, ws, noise_img, pl_mean)
-        self.state.pl_mean = float(pl_mean)
+        noise_img = self.mine(torch.randn(n, *img.shape[1:], generator=random))
+        pl_mean = torch.as_tensor(self.state.pl_mean, device=self.device)
+        penalty, self.state.pl_mean = losses.path_length(
+            img, ws, noise_img, pl_mean, mean=lambda lengths: self.world.mean(lengths.mean())
+        )
         return penalty.mean()
 
-    @staticmethod
-    def step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    def step(
+        self, net: torch.nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, stats: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """One update; `stats` come back as those of all processes."""
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        stats = self.world.average(net.parameters(), stats)
         optimiser.step()
+        return stats
 
     def update_averages(self, batch: Batch) -> None:
         """w_avg and G_ema; the average's half-life grows with the images seen, up to its set value."""
         state, gan, seen = self.state, self.gan, self.state.nimg + self.gan.batch
-        state.G.mapping.update_w_avg(batch.w)
+        state.G.mapping.update_w_avg(self.world.mean(batch.w))
         update_ema(state.G_ema, state.G, ema_decay(gan.batch, min(gan.ema_half_life_kimg, seen / 1000 * gan.ema_rampup)))
 
     def update_augmentation(self, real_sign: float) -> None:
@@ -268,6 +285,19 @@ class GanTrainer:
             change = seen / self.gan.ada_kimg
             wanted = self.state.augment_p + (change if self.state.real_sign > self.gan.ada_target else -change)
             self.state.augment_p = min(max(wanted, 0.0), ADA_LIMIT)
+
+    def fetch(self, number: Tensor) -> Callable[[], float]:
+        """A number on its way from the device: asked for later, it is there and nothing has waited for it."""
+        if self.device.type != "cuda":
+            return lambda: float(number)
+        here = torch.empty((), pin_memory=True).copy_(number, non_blocking=True)
+        (arrived := torch.cuda.Event()).record()
+
+        def read() -> float:
+            arrived.synchronize()
+            return float(here)
+
+        return read
 
     def sample_picture(self) -> UInt8[np.ndarray, "h w 3"]:
         """The same 32 latents every time, as G_ema draws them now."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from semanticgan.errors import UserError
 from semanticgan.training.checkpoint import State, save_stage
+from semanticgan.training.distributed import ALONE, World
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -33,23 +34,29 @@ class Run:
     """One run folder.
 
     `log.txt` holds what was said, `stats.jsonl` a line of numbers a tick, `samples/` pictures, `checkpoints/` states.
+    Of several processes rank 0 alone writes and speaks.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: Path, say: Callable[[str], None] = print, world: World = ALONE) -> None:
         self.folder = folder
+        self.world = world
         self._say = say
         self.stopped_by: int | None = None
-        for name in ("samples", "checkpoints"):
+        for name in ("samples", "checkpoints") if world.main else ():
             (folder / name).mkdir(parents=True, exist_ok=True)
 
     def log(self, text: str) -> None:
         """Say it, and keep it with the time in log.txt."""
+        if not self.world.main:
+            return
         self._say(text)
         with (self.folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     def add_stats(self, values: dict[str, Any]) -> None:
         """One line of stats.jsonl; NaN and infinity become null, so that every reader can parse it."""
+        if not self.world.main:
+            return
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         with (self.folder / "stats.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean) + "\n")
@@ -57,7 +64,7 @@ class Run:
     def drop_stats_after(self, stage: str, kimg: float) -> None:
         """Forget what a run wrote after the checkpoint that it goes on from."""
         path = self.folder / "stats.jsonl"
-        if not path.exists():
+        if not path.exists() or not self.world.main:
             return
         kept = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -93,11 +100,12 @@ class Run:
 class Clock:
     """Time spent in a stage over all its sessions, and how far the stage has come.
 
-    A stage ends by `kimg`, or, with a budget in seconds, at the first tick after the budget is spent.
+    A stage ends by `kimg`, or, with a budget in seconds, at the first tick after the budget is spent. Of several
+    processes the one that has spent most counts.
     """
 
-    def __init__(self, kimg: float, budget: float | None = None, spent: float = 0.0) -> None:
-        self.kimg, self.budget = kimg, budget
+    def __init__(self, kimg: float, budget: float | None = None, spent: float = 0.0, world: World = ALONE) -> None:
+        self.kimg, self.budget, self._world = kimg, budget, world
         self._spent, self._since = spent, time.monotonic()
 
     @property
@@ -106,10 +114,10 @@ class Clock:
 
     def progress(self, nimg: int) -> float:
         """0 at the start of the stage, 1 at its end."""
-        return min(1.0, self.seconds / self.budget if self.budget else nimg / (self.kimg * 1000))
+        return min(1.0, self._world.highest(self.seconds) / self.budget if self.budget else nimg / (self.kimg * 1000))
 
     def ended(self, nimg: int, at_tick: bool) -> bool:
-        return at_tick and self.seconds >= self.budget if self.budget else nimg >= self.kimg * 1000
+        return at_tick and self._world.highest(self.seconds) >= self.budget if self.budget else nimg >= self.kimg * 1000
 
     def left(self, nimg: int, rate: float) -> float:
         """Seconds to the end at `rate` images a second."""
@@ -180,12 +188,16 @@ class Stage:
                         self.save()
                         saved_at = time.monotonic()
                     tick_at, tick_nimg = time.monotonic(), self.state.nimg
-                if self.run.stopped_by is not None and not last:
+                stopped_by = int(self.run.world.highest(float(self.run.stopped_by or 0)))
+                if stopped_by and not last:
                     self._require_finite(self.means.take())
                     self.save()
-                    raise Interrupted(self.run.stopped_by)
+                    self.run.world.wait()  # a rank that ended earlier might have the others ended before they have saved
+                    raise Interrupted(stopped_by)
 
     def save(self) -> None:
+        if not self.run.world.main:
+            return
         self.state.seconds = self.clock.seconds
         save_stage(self.run.folder, self.name, self.state.nimg, self.state.state_dict())
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import platform
 import shlex
@@ -24,6 +25,7 @@ from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.training.checkpoint import State, load_checkpoint, stage_checkpoints
+from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.encoder import ValidationData, new_encoder_state, train_encoder
 from semanticgan.training.export import export_model
 from semanticgan.training.gan import TrainingData, new_gan_state, train_gan
@@ -94,42 +96,53 @@ def train(
     overrides: list[str],
     dry_run: bool,
     say: Say,
+    world: World = ALONE,
 ) -> None:
     """Train a model from a folder of images, or go on with a run; exports `out`/model.
 
+    Several processes do it together, as one would: rank 0 plans, and alone reads and writes the run folder; each reads the
+    data, and packs them on its machine.
     Raises UserError for whatever the user can mend, and Interrupted when a signal ended the run after its state was saved.
     """
     given = {"data": data, "labeled": labeled, "unlabeled": unlabeled, "val": val, "preset": preset,
              "seed": seed, "hours": hours, "start_from": start_from, "overrides": overrides}  # fmt: skip
-    if resume:
-        plan = replace(Plan.read(out), device=device)
-        require_same(plan, given)
-    else:
-        require_new_folder(out)
-        plan = make_plan(given, device)
-        for note in plan.sources.notes:
-            say(note)
+    plan = replace(world.first(lambda: find_plan(out, given, device, resume, world.size, say)), device=device)
     if dry_run:
         for line in describe(plan):
             say(line)
         return
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            plan.write(out)
-        run = Run(out, say)
+        if world.main:
+            out.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                plan.write(out)
+        run = Run(out, say, world)
         run_stages(plan, run)
     except Interrupted:
         run.log(f"saved; go on with: semanticgan train --out {shlex.quote(str(out))} --resume")
         raise
     except UserError:
-        if not resume and not (out / "stats.jsonl").exists() and not stage_checkpoints(out, "gan"):
+        if world.main and not resume and not (out / "stats.jsonl").exists() and not stage_checkpoints(out, "gan"):
             shutil.rmtree(out)  # nothing was trained: the same command with the mistake mended must find a free place
         raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(f"--out {out}: cannot be written ({error.strerror}); make room, then go on with --resume") from error
+
+
+def find_plan(out: Path, given: dict[str, Any], device: str, resume: bool, processes: int, say: Say) -> Plan:
+    """The plan of the run to go on with, or a new one from what the command said."""
+    if resume:
+        plan = Plan.read(out)
+        require_same(plan, given)
+    else:
+        require_new_folder(out)
+        plan = make_plan(given, device)
+        for note in plan.sources.notes:
+            say(note)
+    require_shares(plan.config, processes)
+    return plan
 
 
 def make_plan(given: dict[str, Any], device: str) -> Plan:
@@ -172,6 +185,24 @@ def make_plan(given: dict[str, Any], device: str) -> Plan:
         start_from,
         shlex.join(["semanticgan", *sys.argv[1:]]),
     )
+
+
+def require_shares(config: Config, processes: int) -> None:
+    """Raises UserError unless processes can share the batches evenly, with D_img's groups and the encoder's thirds whole."""
+    if processes == 1:
+        return
+    batch, most = config.gan.batch, min(config.networks.mbstd_group, config.gan.batch)
+    group = next(size for size in range(most, 0, -1) if batch % size == 0)
+    if config.gan.pl_weight:
+        group = math.lcm(group, 2)  # path length takes half the batch
+    wrong = [
+        f"{field}: got {value} on {processes} processes, expected a multiple of {unit * processes}; "
+        "set it so, or start fewer processes"
+        for field, value, unit in (("gan.batch", batch, group), ("encoder.batch", config.encoder.batch // 3 * 3, 6))
+        if value % (unit * processes)
+    ]  # fmt: skip
+    if wrong:
+        raise UserError("\n".join(wrong))
 
 
 def median_side(sources: Sources) -> int:
@@ -247,35 +278,40 @@ def new_states(config: Config, labels: LabelSpec, device: str) -> tuple[State, S
 
 def run_stages(plan: Plan, run: Run) -> None:
     """From wherever the run folder stands to the exported model."""
-    config, device = plan.config, plan.device
-    data, val = pack_data(plan, run)
+    config, device, world = plan.config, plan.device, run.world
+    data, val = world.in_turn(lambda: pack_data(plan, run))
     gan, encoder = new_states(config, plan.labels, device)
-    gan_finished = bool(stage_checkpoints(run.folder, "encoder"))
+    gan_finished = world.first(lambda: bool(stage_checkpoints(run.folder, "encoder")))
     if plan.start_from and not gan_finished:
-        for note in warm_start(plan.start_from, gan, encoder):
+        for note in world.first(lambda: warm_start(plan.start_from or "", gan, encoder)):
             run.log(note)
     budgets: tuple[float | None, float | None] = (None, None)
     if plan.hours:
         seconds = plan.hours * 3600
         budgets = (seconds * config.run.gan_fraction, seconds * (1 - config.run.gan_fraction))
 
-    restored = restore(run, "gan", gan)
-    if gan_finished and [restored] != stage_checkpoints(run.folder, "gan")[-1:]:
-        raise UserError(
-            f"{run.folder / 'checkpoints'}: the last GAN checkpoint, on which the encoder was trained, is missing or damaged; "
-            "delete encoder-*.pt there to go on from an earlier one"
-        )
+    def restore_gan() -> None:
+        restored = restore(run, "gan", gan)
+        if gan_finished and [restored] != stage_checkpoints(run.folder, "gan")[-1:]:
+            raise UserError(
+                f"{run.folder / 'checkpoints'}: the last GAN checkpoint, on which the encoder was trained, is missing or "
+                "damaged; delete encoder-*.pt there to go on from an earlier one"
+            )
+
+    world.first(restore_gan)
+    world.same(gan)
     if not gan_finished:
         run.log(f"GAN: {len(data.images)} images, {len(data.labeled)} labelled, on {device}")
         train_gan(config, plan.labels, data, gan, run, budgets[0], device)
     G = gan.G_ema
     encoder.E.w_avg.copy_(G.mapping.w_avg)
     encoder.E_ema.w_avg.copy_(G.mapping.w_avg)
-    restore(run, "encoder", encoder)
+    world.first(lambda: restore(run, "encoder", encoder))
+    world.same(encoder)
     lpips = LPIPS().to(device, memory_format=torch.channels_last)
     train_encoder(config, plan.labels, data, val, G, lpips, encoder, run, budgets[1], device)
 
-    best = load_checkpoint(run.folder / "checkpoints" / "encoder-best.pt")
+    best = world.first(lambda: load_checkpoint(run.folder / "checkpoints" / "encoder-best.pt"))
     encoder.E_ema.load_state_dict(best["E"])
     export_model(
         run, config, plan.labels, plan.sources, G, encoder.E_ema, device, plan.command,

@@ -1,0 +1,65 @@
+"""segment and evaluate under torchrun give, file for file, what one process gives."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_scenes import write_list
+
+from semanticgan.cli.main import choose_device
+
+
+def torchrun(*args) -> subprocess.CompletedProcess:
+    """The command on two processes, which find a free port by themselves."""
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "semanticgan", *map(str, args)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def own_errors(done: subprocess.CompletedProcess) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.slow
+def test_evaluate_on_two_processes(command, model_folder, data, tmp_path):
+    images = write_list(tmp_path / "list.txt", [f"images/{k % 8:02d}.png" for k in range(19)])
+    args = ("evaluate", model_folder, "--data", data, "--list", images, "--steps", 0, "--device", "cpu")
+    one = command(*args, "--json", tmp_path / "one.json", "--csv", tmp_path / "one.csv")
+    two = torchrun(*args, "--json", tmp_path / "two.json", "--csv", tmp_path / "two.csv")
+    assert (one.code, two.returncode) == (0, 0), two.stderr
+    for suffix in ("json", "csv"):
+        assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
+    assert two.stdout == one.out
+
+
+@pytest.mark.slow
+def test_segment_on_two_processes(command, model_folder, data, tmp_path):
+    """Twenty images in three shares, one of them broken and one of 16 bits: the same files, the same last words, once."""
+    (data / "images" / "09.png").write_bytes(b"no image")
+    deep = np.linspace(0, 60000, 400).reshape(20, 20).astype(np.uint16)
+    Image.fromarray(deep).save(data / "images" / "11.png")
+    args = ("segment", model_folder, data / "images", "--steps", 1, "--device", "cpu", "--out")
+    one, two = command(*args, tmp_path / "one"), torchrun(*args, tmp_path / "two")
+    assert one.code == 2 and two.returncode != 0  # of torchrun, whose workers end with 2
+    assert own_errors(two) == one.errors and "09.png" in one.errors[0]
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert two.stdout.replace(str(tmp_path / "two"), str(tmp_path / "one")) == one.out
+    assert "11.png: more than 8 bits" in one.out
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda", "cpu"])
+def test_the_device_is_torchruns(monkeypatch, name):
+    import torch
+
+    asked = []
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", lambda n, device: asked.append(device) or torch.zeros(n))
+    assert choose_device(name) == ("cpu" if name == "cpu" else "cuda:3") == asked[0]
