@@ -26,31 +26,55 @@ MAY_IMPORT = {
     "nn.ops": set(),
     "nn.layers": {"nn.ops"},
     "nn": {"nn.ops", "nn.layers"},
+    "nn.encoder": {"nn.backbone"},
     "losses": {"labels"},
     "ema": set(),
     "metrics": {"labels", "metrics"},
     "data": {"config", "labels", "data"},
     "data.check": {"labels", "data", "visuals"},
+    "formats": {"labels", "data", "formats"},
     "inversion": {"config", "losses", "nn"},
     "predict": {"config", "labels", "data.transforms", "inversion", "nn"},
     "evaluation": {"config", "labels", "data", "metrics", "predict", "visuals"},
     "reference_weights": {"labels", "nn"},
     "model": {"config", "labels", "data", "nn", "inversion", "predict", "metrics", "visuals", "evaluation"},
-    "training.run": {"training.checkpoint"},
+    "charts": set(),
+    "page": {"charts"},
+    "scores": set(),
+    "report": {"charts", "data", "labels", "metrics", "model", "page", "scores", "visuals"},
+    "figures": {"charts", "data", "inversion", "model", "scores", "visuals"},
+    "export": {"__init__", "model"},
+    "training.run": {"training.checkpoint", "training.distributed"},
     "training.checkpoint": set(),
+    "training.distributed": {"training.checkpoint"},
     "training": {
         "config", "labels", "data", "nn", "losses", "ema", "metrics", "visuals", "inversion", "predict", "evaluation",
-        "model", "training", "__init__",
+        "model", "report", "training", "__init__",
     },
     "demo": {"*"},
     "cli": {
-        "__init__", "cli", "config", "data", "demo", "evaluation", "labels", "model", "reference_weights",
-        "training.run", "training.stages", "visuals",
+        "__init__", "cli", "config", "data", "demo", "evaluation", "export", "figures", "formats", "labels", "model",
+        "reference_weights", "report", "scores",
+        "training.distributed", "training.run", "training.stages", "visuals",
     },
 }  # fmt: skip
 # Third-party packages and the import names under which pyproject.toml's dependencies are known.
 IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml"}
-NO_TORCH = ("errors", "labels", "config", "data.sources", "cli.main", "cli.inputs", "cli.output")
+NO_TORCH = (
+    "errors",
+    "labels",
+    "config",
+    "data.sources",
+    "cli.main",
+    "cli.inputs",
+    "cli.output",
+    "cli.convert",
+    "cli.export",
+    "cli.options",
+    "cli.plot",
+    "cli.report",
+    "formats",
+)
 
 
 def imported(path):

@@ -69,8 +69,8 @@ def test_a_short_run(tmp_path, monkeypatch):
     content = json.loads((out / "demo.json").read_text())
     assert content["finished"] and content["scores"]["b"][demo.UNET]["num_images"] == 8
     assert sum(line.startswith("domain ") and "win" in line for line in said) == 4
-    page = (out / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 4 and "http" not in page
+    assert "run/report.html" in (page := (out / "index.html").read_text()) and (out / "run" / "report.html").is_file()
+    assert page.count("data:image/png;base64,") == 4 and "http:" not in page and "https:" not in page
     with Image.open(out / "page.png") as picture:
         assert picture.width > 800
     assert (out / "run" / "model" / "model.safetensors").is_file()

@@ -70,10 +70,14 @@ def test_in_fixed_batches_is_the_function_on_every_sample():
 
 
 @pytest.mark.parametrize("bf16", [True, False])
-def test_networks_give_each_sample_the_same_bits_in_any_company(G, lpips, bf16):
+@pytest.mark.parametrize("trunk", ["residual", "efficientnet-lite0"])
+def test_networks_give_each_sample_the_same_bits_in_any_company(G, lpips, bf16, trunk):
     torch.manual_seed(0)
-    E = Encoder(RESOLUTION, 3, G.num_ws, G.w_dim, (16, 24)).eval()
-    torch.nn.init.normal_(E.stages[1][1].norm1.weight)
+    E = Encoder(RESOLUTION, 3, G.num_ws, G.w_dim, (16, 24), trunk).eval()
+    if trunk == "residual":
+        torch.nn.init.normal_(E.trunk.stages[1][1].norm1.weight)
+    else:
+        E.trunk.load_imagenet()
     img = torch.randn(11, 3, RESOLUTION, RESOLUTION)
 
     def everything(img):

@@ -1,5 +1,7 @@
 import json
 import struct
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -356,3 +358,63 @@ def build_double(G):
     import copy
 
     return copy.deepcopy(G).double()
+
+
+# ---------------------------------------------------------------- to the hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A server on this machine in place of the hub, which answers everything with `hub.status`."""
+    import huggingface_hub.constants
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(server.status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def push_refused(model, repo_id="me/small"):
+    with pytest.raises(UserError) as info:
+        model.push(repo_id)
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+@pytest.mark.parametrize("status", [401, 403, 500])
+def test_push_without_permission(hub, folder, status):
+    hub.status = status
+    text = push_refused(SemanticGAN.load(folder))
+    assert text.startswith("me/small: cannot be pushed (") and str(status) in text and "hf auth login" in text
+
+
+def test_push_without_network(hub, folder, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
+    assert push_refused(SemanticGAN.load(folder)).startswith("me/small: cannot be pushed (")
+
+
+def test_push_needs_a_name_and_a_card(model, folder):
+    assert "owner/name" in push_refused(SemanticGAN.load(folder), "small")
+    assert "cannot be pushed" in push_refused(SemanticGAN.load(folder), "me/a small one")
+    assert "no card" in push_refused(model)
+
+
+def test_the_card_stays_with_the_model(folder, tmp_path):
+    loaded = SemanticGAN.load(folder).configured(temperature=2.0)
+    loaded.save(tmp_path / "copy")
+    assert (tmp_path / "copy" / "README.md").read_text() == "# card\n"

@@ -1,8 +1,5 @@
 """The whole job on drawn scenes: two domains, a model and a U-Net from the same few labels, a table and a picture page."""
 
-import base64
-import html
-import io
 import json
 import shutil
 import time
@@ -14,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from semanticgan.config import build_config
 from semanticgan.data.dataset import read_image, read_mask
@@ -22,8 +19,10 @@ from semanticgan.data.sources import mask_path
 from semanticgan.data.synthetic import LABELS, write_dataset
 from semanticgan.errors import UserError
 from semanticgan.evaluation import evaluate
+from semanticgan.figures import Rows, draw_rows, font
 from semanticgan.metrics.segmentation import bootstrap_interval
 from semanticgan.model import SemanticGAN
+from semanticgan.page import Page
 from semanticgan.predict import Found, NetworkPredictor, predict
 from semanticgan.training.stages import train
 from semanticgan.training.supervised import train_unet
@@ -37,7 +36,6 @@ MARKER = "demo.json"  # this file says that a folder is a demo's
 
 Say = Callable[[str], None]
 Method = Callable[[Iterable[np.ndarray]], Iterator[Found]]
-Rows = list[tuple[str, list[UInt8[np.ndarray, "_h _w 3"]]]]  # a picture's rows: caption and images
 
 
 def _print(text: str) -> None:
@@ -206,57 +204,30 @@ def _tests(data: Path, paths: list[str], methods: dict[str, Method]) -> Rows:
     return rows
 
 
-def draw_rows(rows: Rows, side: int = 96, gap: int = 6, margin: int = 110) -> Image.Image:
-    """Rows of enlarged images with their captions on the left, on white."""
-    width = margin + max(len(images) for _, images in rows) * (side + gap)
-    picture = Image.new("RGB", (width, len(rows) * (side + gap)), "white")
-    pen = ImageDraw.Draw(picture)
-    for r, (caption, images) in enumerate(rows):
-        top = r * (side + gap)
-        pen.text((0, top + side // 2 - 8), caption, "black", _font(15))
-        for c, image in enumerate(images):
-            picture.paste(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST), (margin + c * (side + gap), top))
-    return picture
-
-
 def _draw_legend() -> Image.Image:
     picture = Image.new("RGB", (700, 26), "white")
     pen = ImageDraw.Draw(picture)
     x = 0
     for name, colour in zip(LABELS.names, LABELS.palette, strict=True):
         pen.rectangle((x, 4, x + 18, 20), colour, "black")
-        pen.text((x + 26, 3), name, "black", _font(15))
-        x += 60 + round(pen.textlength(name, _font(15)))
+        pen.text((x + 26, 3), name, "black", font(15))
+        x += 60 + round(pen.textlength(name, font(15)))
     return picture
-
-
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
-
-
-STYLE = """
-body { font: 16px/1.5 sans-serif; margin: 2em auto; max-width: 960px; padding: 0 1em; color: #111; background: #fff }
-img { max-width: 100% }
-pre { overflow: auto }
-"""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A piece of the page: "h1", "h2", "p" or "pre" with a text, or "img" with a picture and its description."""
+    """A piece of page and picture: "h1", "h2", "p" or "pre" with a text, or "img" with a picture and its description."""
 
     kind: str
     text: str
     picture: Image.Image | None = None
 
-    def to_html(self) -> str:
-        text = html.escape(self.text)
-        if self.picture is None:
-            return f"<{self.kind}>{text}</{self.kind}>"
-        stream = io.BytesIO()
-        self.picture.save(stream, "PNG", optimize=True)
-        source = base64.b64encode(stream.getvalue()).decode("ascii")
-        return f'<img src="data:image/png;base64,{source}" width="{self.picture.width}" alt="{text}">'
+    def add_to(self, page: Page) -> None:
+        if self.picture is not None:
+            page.picture(self.picture, self.text)
+        else:
+            {"h2": page.heading, "p": page.text, "pre": page.code}[self.kind](self.text)
 
     def to_picture(self) -> Image.Image:
         return self.picture or _draw_text(self.text, {"h1": 28, "h2": 20}.get(self.kind, 15), columns=self.kind == "pre")
@@ -275,11 +246,11 @@ def _write_page(out: Path, lines: list[str], lists: dict[str, list[str]], model:
         pictures[f"Test scenes of {title}"] = _tests(out / "data", lists[f"test_{domain}"][:SHOWN], methods)
     for title, rows in pictures.items():
         parts += [_Part("h2", title), _Part("img", title, draw_rows(rows))]
-    head = f'<meta charset="utf-8"><title>SemanticGAN demo</title><style>{STYLE}</style>'
-    body = "\n".join(part.to_html() for part in parts)
-    (out / "index.html").write_text(
-        f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n', encoding="utf-8"
-    )
+    page = Page(parts[0].text)
+    for part in parts[1:]:
+        part.add_to(page)
+    page.link("How the model was trained: curves, samples over time, validation images", "run/report.html")
+    page.write(out / "index.html")
     save_png(out / "page.png", np.asarray(_stacked([part.to_picture() for part in parts])))
 
 
@@ -295,15 +266,15 @@ def _stacked(blocks: list[Image.Image], gap: int = 12, margin: int = 20) -> Imag
 
 def _draw_text(text: str, size: int, columns: bool) -> Image.Image:
     """Lines of text; with `columns` every character takes the same width, so that tables stay straight."""
-    font, lines = _font(size), text.split("\n")
+    letters, lines = font(size), text.split("\n")
     pitch, height = round(size * 0.6), round(size * 1.4)
-    width = max(len(line) for line in lines) * pitch if columns else max(round(font.getlength(line)) for line in lines)
+    width = max(len(line) for line in lines) * pitch if columns else max(round(letters.getlength(line)) for line in lines)
     picture = Image.new("RGB", (width + 4, height * len(lines)), "white")
     pen = ImageDraw.Draw(picture)
     for row, line in enumerate(lines):
         if not columns:
-            pen.text((0, row * height), line, "black", font)
+            pen.text((0, row * height), line, "black", letters)
             continue
         for column, character in enumerate(line):
-            pen.text((column * pitch + pitch // 2, row * height), character, "black", font, anchor="ma")
+            pen.text((column * pitch + pitch // 2, row * height), character, "black", letters, anchor="ma")
     return picture

@@ -206,6 +206,7 @@ def invert(
     *,
     bf16: bool = True,
     seed: int = 0,  # of the first noise maps, the same for every image
+    watch: Callable[[int, Tensor, Tensor], None] | None = None,  # told step, best img and seg_logits so far; not to change them
 ) -> Inverted:
     """Adam on LPIPS + MSE + prior over the chosen rows of W+, every image on its own; its best step is what is returned.
 
@@ -228,6 +229,8 @@ def invert(
                 for k, grad in enumerate(grads):
                     value = adam.step(k, index, here[k].detach(), grad, config.lr * learning_rate(step, steps), step)
                     variables[k][index] = value if k == 0 else _renormalised(value)
+            if watch is not None:
+                watch(step, *search.best[:2])
     out, seg_logits, free, *noise = search.best
     ws = torch.cat([ws0[:, : objective.rows.start], free, ws0[:, objective.rows.stop :]], 1)
     return Inverted(ws, noise or None, out, seg_logits, search.loss, search.steps)

@@ -42,6 +42,27 @@ def _border(label: UInt8[np.ndarray, "h w"]) -> np.ndarray:
     return np.asarray(image.filter(ImageFilter.MaxFilter(3))) != np.asarray(image.filter(ImageFilter.MinFilter(3)))
 
 
+# Blue, vermilion and purple: apart for colour-blind readers too.
+ERRORS = {"missed": (0, 114, 178), "too much": (213, 94, 0), "another class": (204, 121, 167)}
+
+
+def error_map(
+    img: UInt8[np.ndarray, "h w c"], truth: Integer[np.ndarray, "h w"], label: Integer[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in pale grey, its wrong pixels in the colours of ERRORS; pixels that the truth ignores (255) are white.
+
+    Missed: background was found where there is a class; too much: a class where there is background.
+    """
+    grey = to_rgb(img).mean(2, keepdims=True)
+    out = np.repeat(128 + grey / 2, 3, axis=2).round().astype(np.uint8)
+    wrong = truth != label
+    out[wrong & (label == 0)] = ERRORS["missed"]
+    out[wrong & (truth == 0)] = ERRORS["too much"]
+    out[wrong & (truth > 0) & (label > 0)] = ERRORS["another class"]
+    out[truth == 255] = 255
+    return out
+
+
 def grid(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], columns: int, gap: int = 2) -> UInt8[np.ndarray, "gh gw 3"]:
     """Images row by row on white, each centred in a cell of the largest one's size."""
     if not images or columns < 1:

@@ -8,7 +8,9 @@ import pytest
 from semanticgan import __version__, config
 from semanticgan.training import run as training_run
 
-VERBS = ["check", "train", "segment", "evaluate", "sample", "import", "info", "demo"]
+VERBS = [
+    "check", "train", "segment", "evaluate", "sample", "convert", "export", "push", "report", "import", "info", "demo", "plot",
+]  # fmt: skip
 
 
 def test_help_names_every_verb(command):

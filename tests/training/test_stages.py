@@ -248,6 +248,7 @@ def test_what_a_run_leaves(whole):
         "config.json",
         "labeled.txt",
         "log.txt",
+        "report.html",
         "samples",
         "stats.jsonl",
         "unlabeled.txt",

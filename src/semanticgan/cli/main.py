@@ -1,18 +1,24 @@
 """The command `semanticgan`: a verb per stage. It parses, calls the package, and prints; torch loads inside the verbs."""
 
-import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from semanticgan import __version__
+from semanticgan.cli.convert import convert
+from semanticgan.cli.export import export, push
+from semanticgan.cli.options import POSITIVE, PSI, Device, Model, choose_device, example, say, whole
+from semanticgan.cli.plot import plot
+from semanticgan.cli.report import report as report_verb
 from semanticgan.errors import UserError
 
-SEED_MAX = 2**63 - 1
+if TYPE_CHECKING:
+    from semanticgan.training.distributed import World
 
 
 def run(args: Sequence[str]) -> int:
@@ -20,6 +26,8 @@ def run(args: Sequence[str]) -> int:
 
     Defects of ours pass through with their traceback.
     """
+    if "WORLD_SIZE" in os.environ:  # before torch loads: a lost rank is told in one line, without torch's stack traces
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     usage_error, click_error = typer.BadParameter.__mro__[1:3]
     try:
         code = typer.main.get_command(app).main(list(args) or ["--help"], prog_name="semanticgan", standalone_mode=False)
@@ -37,23 +45,13 @@ def run(args: Sequence[str]) -> int:
     return 2
 
 
-def say(text: str) -> None:
-    """Progress is plain lines, at once, so that log files can be followed."""
-    print(text, flush=True)
+@contextmanager
+def processes(device: str) -> Iterator[tuple["World", Callable[[str], None]]]:
+    """The processes that torchrun started, or this one alone; and `say`, which is rank 0's alone."""
+    from semanticgan.training.distributed import join
 
-
-def choose_device(name: str) -> str:
-    """`auto` is the first GPU, else the CPU. Raises UserError for a device that cannot compute here."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.ones(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--device {name}: cannot be used here ({reason}); expected auto, cpu, cuda or cuda:1") from None
-    return name
+    with join(device) as world:
+        yield world, say if world.main else lambda text: None
 
 
 @contextmanager
@@ -67,40 +65,8 @@ def exit_code_of_signals() -> Iterator[None]:
         raise typer.Exit(128 + stop.signum) from None
 
 
-def whole(low: int) -> Callable[[str | int], int]:
-    """A reader of whole numbers, and of defaults that are some, which says what it got and what it expected."""
-
-    def parse(text: str | int) -> int:
-        with suppress(ValueError):
-            if low <= int(text) <= SEED_MAX:
-                return int(text)
-        raise typer.BadParameter(f"got {str(text)!r}, expected a whole number, {low} or more")
-
-    return parse
-
-
-def number(low: float, high: float, expected: str) -> Callable[[str | float], float]:
-    """A reader of numbers above `low` and below `high`."""
-
-    def parse(text: str | float) -> float:
-        with suppress(ValueError):
-            if low < float(text) < high:
-                return float(text)
-        raise typer.BadParameter(f"got {str(text)!r}, expected {expected}")
-
-    return parse
-
-
-def example(*commands: str) -> str:
-    """The end of a help text; \\b keeps its lines as they are."""
-    return "\b\nExample:\n" + "\n".join(f"  semanticgan {command}" for command in commands)
-
-
-POSITIVE = number(0.0, math.inf, "a number above 0")
-PSI = number(-2.0, 2.0, "a number between -2 and 2, usually .5 to 1")
 MORE = " Repeat for several."
 LIST = f"A text file of image paths, one a line, or a folder; looked up as given, else below DATA.{MORE}"
-AUTO = "cpu, cuda, cuda:1, ..., or auto: a GPU if there is one."
 PRESETS = "tiny32, cpu64, cpu128, paper256, or auto (default): by images and device."
 
 DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of the images.", show_default=False)]
@@ -120,7 +86,6 @@ Hours = Annotated[float | None, typer.Option(parser=POSITIVE, metavar="H", help=
 Settings = Annotated[list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help=f"A setting.{MORE}")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a run, or a Hugging Face id.", show_default=False)]
 ImagesOrDirs = Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_DIR", help="Images, or folders.", show_default=False)]
 Steps = Annotated[
     int | None,
@@ -129,10 +94,10 @@ Steps = Annotated[
 Batch = Annotated[int, typer.Option(parser=whole(1), metavar="N", help="Images computed at once; speed and memory only.")]
 Views = Annotated[bool | None, typer.Option("--views/--no-views", help="Average over flips and turns. Default: the model's.")]
 Zoom = Annotated[bool | None, typer.Option("--zoom/--no-zoom", help="Second pass on a crop. Default: what validation chose.")]
-Device = Annotated[str, typer.Option(metavar="D", help=AUTO)]
 Folder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.", show_default=False)]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write scores and cases as JSON.")]
 CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a line per image.")]
+ReportFile = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write a page: scores, worst cases (HTML).")]
 Num = Annotated[int, typer.Option(parser=whole(1), metavar="N", help="How many pairs.", show_default=False)]
 Seed = Annotated[int, typer.Option(parser=whole(0), metavar="N", help="Same seed, same pairs.")]
 Psi = Annotated[float, typer.Option(parser=PSI, metavar="P", help="Pull towards the mean image: 1 not at all, 0 fully.")]
@@ -216,10 +181,11 @@ def train(
     """
     from semanticgan.training.stages import train as train_stages
 
-    with exit_code_of_signals():
+    device = choose_device(device)
+    with exit_code_of_signals(), processes(device) as (world, tell):
         train_stages(
             data=data, out=out, labeled=labeled, unlabeled=unlabeled, val=val, preset=preset, start_from=start_from,
-            resume=resume, seed=seed, hours=hours, device=choose_device(device), overrides=overrides, dry_run=dry_run, say=say,
+            resume=resume, seed=seed, hours=hours, device=device, overrides=overrides, dry_run=dry_run, say=tell, world=world,
         )  # fmt: skip
 
 
@@ -249,8 +215,10 @@ def segment(
     from semanticgan.cli.segment import segment_inputs
     from semanticgan.model import SemanticGAN
 
-    loaded = SemanticGAN.load(model, device=choose_device(device)).configured(views=views, zoom=zoom)
-    segment_inputs(loaded, model, found, out, steps=steps, batch=batch, say=say)
+    device = choose_device(device)
+    loaded = SemanticGAN.load(model, device=device).configured(views=views, zoom=zoom)
+    with processes(device) as (world, tell):
+        segment_inputs(loaded, model, found, out, steps=steps, batch=batch, say=tell, world=world)
 
 
 @app.command(
@@ -267,6 +235,7 @@ def evaluate(
     batch: Batch = 32,
     json_file: JsonFile = None,
     csv_file: CsvFile = None,
+    report: ReportFile = None,
     views: Views = None,
     zoom: Zoom = None,
     device: Device = "auto",
@@ -277,10 +246,12 @@ def evaluate(
     """
     from semanticgan.cli.scores import evaluate_model
 
-    evaluate_model(
-        model, data, images, choose_device(device), steps=steps, batch=batch, views=views, zoom=zoom,
-        json_file=json_file, csv_file=csv_file, say=say,
-    )  # fmt: skip
+    device = choose_device(device)
+    with processes(device) as (world, tell):
+        evaluate_model(
+            model, data, images, device, steps=steps, batch=batch, views=views, zoom=zoom,
+            json_file=json_file, csv_file=csv_file, report=report, say=tell, world=world,
+        )  # fmt: skip
 
 
 @app.command(
@@ -294,6 +265,13 @@ def sample(model: Model, num: Num, out: Folder, seed: Seed = 0, truncation_psi: 
     from semanticgan.cli.models import write_samples
 
     write_samples(model, num, out, seed=seed, truncation_psi=truncation_psi, device=choose_device(device), say=say)
+
+
+app.command(epilog=example("convert coco_folder --out my_data", "convert my_data --to nnunet --out Dataset101_Skin"))(convert)
+app.command(epilog=example("export models/skin-64 --out skin.onnx", "export runs/first --format torch --out first.pt2"))(export)
+app.command(epilog=example("push runs/first me/my-model", "push models/skin-64 me/skin-64 --private"))(push)
+app.command(epilog=example("report runs/first", "report scores.json --model runs/first --data my_data"))(report_verb)
+app.add_typer(plot, name="plot")
 
 
 @app.command("import", epilog=example("import checkpoint.pt --out models/theirs"))

@@ -1,4 +1,4 @@
-"""`semanticgan evaluate`: the scores as a table, as JSON and as CSV."""
+"""`semanticgan evaluate`: the scores as a table, as JSON, as CSV and as a page."""
 
 import json
 import time
@@ -10,6 +10,8 @@ from semanticgan.cli.output import require_file, write_text
 from semanticgan.data.sources import find_root, list_images
 from semanticgan.evaluation import evaluate, to_csv
 from semanticgan.model import SemanticGAN
+from semanticgan.report import evaluation_page
+from semanticgan.scores import Scores
 from semanticgan.training.distributed import ALONE, World
 
 SECONDS_BETWEEN_LINES = 5
@@ -27,14 +29,15 @@ def evaluate_model(
     zoom: bool | None,
     json_file: Path | None,
     csv_file: Path | None,
+    report: Path | None,
     say: Callable[[str], None],
     world: World = ALONE,
 ) -> None:
-    """Print a table of scores, and write JSON and CSV where asked. Raises UserError, before the work where it can.
+    """Print a table of scores, and write JSON, CSV and report where asked. Raises UserError, before the work where it can.
 
     Processes share the images; rank 0 writes.
     """
-    for path, option in ((json_file, "--json"), (csv_file, "--csv")):
+    for path, option in ((json_file, "--json"), (csv_file, "--csv"), (report, "--report")):
         if path is not None:
             require_file(path, option)
     root = find_root(data)
@@ -54,8 +57,14 @@ def evaluate_model(
         world.shared,
     )  # fmt: skip
     used = {"steps": steps, "views": model.config.views, "zoom": model.config.zoom}
-    result = {"model": name, "list": spec, **used, **result}
-    world.first(lambda: _write(result, json_file, csv_file, say))
+    result = {"model": name, "data": str(data), "list": spec, **used, **result}
+
+    def write() -> None:
+        _write(result, json_file, csv_file, say)
+        if report is not None:
+            evaluation_page(Scores.model_validate(result), report, name, data, device).write(report)
+
+    world.first(write)
 
 
 def _write(result: dict[str, Any], json_file: Path | None, csv_file: Path | None, say: Callable[[str], None]) -> None:

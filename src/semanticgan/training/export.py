@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from semanticgan import __version__
 from semanticgan.config import Config, ModelConfig
@@ -95,8 +96,10 @@ def card(
     classes = ", ".join(config.labels.names)
     zoom = ", second pass on a crop" if config.zoom else ""
     views = {"none": "one view", "flip": "two views", "all": "eight views"}[config.data.symmetry if config.views else "none"]
+    imagenet = config.networks.encoder_trunk != "residual"
+    trunk = ["", "The encoder's trunk began with weights trained on ImageNet."] if imagenet else []
     lines = [
-        "---", "pipeline_tag: image-segmentation", "library_name: semanticgan", "---", "",
+        "---", front_matter(sources, scores) + "---", "",
         "# SemanticGAN model", "",
         f"Segments images into: {classes}. Works at {config.data.resolution} px, {config.data.channels} channel(s), "
         f"images of any size ({config.data.fit}).", "",
@@ -106,7 +109,7 @@ def card(
         f"{len(sources.labeled)} labelled and {len(sources.unlabeled)} unlabelled images of `{Path(sources.root).name}` "
         f"(labelled ones included); {len(sources.val)} validation images. Seed {seed}. "
         + ", ".join(f"{name} {value:g}" for name, value in lengths.items()) + ".", "",
-        "```", command, "```", "",
+        "```", command, "```", *trunk, "",
         "## Use", "",
         f"By default: {config.steps} inversion steps, {views}{zoom}, softmax temperature {config.temperature:g}; "
         "steps, zoom and temperature were chosen on the validation images.", "",
@@ -124,3 +127,21 @@ def card(
         "how unlike they are. The terms of the training data apply to this model. Not a medical device.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def front_matter(sources: Sources, scores: dict[str, Any]) -> str:
+    """The card's head in YAML, as the Hugging Face hub reads it."""
+    about: dict[str, Any] = {
+        "pipeline_tag": "image-segmentation", "library_name": "semanticgan",
+        "license": "other", "license_name": "terms-of-the-training-data",
+        "tags": ["semantic-segmentation", "semi-supervised", "stylegan2"],
+    }  # fmt: skip
+    if scores:
+        data = Path(sources.root).name or "data"
+        result = {
+            "task": {"type": "image-segmentation"},
+            "dataset": {"type": data, "name": f"{data}, validation images"},
+            "metrics": [{"type": "mean_iou", "name": "mIoU", "value": round(scores["mean"]["miou"], 4)}],
+        }
+        about |= {"metrics": ["mean_iou"], "model-index": [{"name": "SemanticGAN", "results": [result]}]}
+    return yaml.safe_dump(about, sort_keys=False, allow_unicode=True)

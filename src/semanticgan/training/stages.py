@@ -24,6 +24,7 @@ from semanticgan.data.sources import Sources, find_sources, mask_path
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.nn.perceptual import LPIPS
+from semanticgan.report import write_report
 from semanticgan.training.checkpoint import State, load_checkpoint, stage_checkpoints
 from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.encoder import ValidationData, new_encoder_state, train_encoder
@@ -318,7 +319,16 @@ def run_stages(plan: Plan, run: Run) -> None:
         {"gan_kimg": gan.nimg / 1000, "encoder_kimg": encoder.nimg / 1000, "encoder_best_kimg": best["kimg"],
          "hours": round((gan.seconds + encoder.seconds) / 3600, 3)},
     )  # fmt: skip
+    world.first(lambda: tell_report(run, device))
     run.log(f"done in {duration(gan.seconds + encoder.seconds)} of training: {run.folder / 'model'}")
+
+
+def tell_report(run: Run, device: str) -> None:
+    """Write RUN/report.html; without it the run is as good."""
+    try:
+        run.log(f"report: {write_report(run.folder, device=device)}")
+    except UserError as error:
+        run.log(f"warning: no report: {error}")
 
 
 def restore(run: Run, stage: str, state: State) -> Path | None:

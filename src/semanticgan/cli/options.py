@@ -1,0 +1,73 @@
+"""What several verbs of the command share: readers of values, the device, options, examples."""
+
+import math
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from semanticgan.errors import UserError
+
+SEED_MAX = 2**63 - 1
+
+
+def say(text: str) -> None:
+    """Progress is plain lines, at once, so that log files can be followed."""
+    print(text, flush=True)
+
+
+def choose_device(name: str) -> str:
+    """`auto` is a GPU, else the CPU; of several GPUs the first, or the one that torchrun means for this process.
+
+    Raises UserError for a device that cannot compute here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--device {name}: cannot be used here ({reason}); expected auto, cpu, cuda or cuda:1") from None
+    return name
+
+
+def whole(low: int) -> Callable[[str | int], int]:
+    """A reader of whole numbers, and of defaults that are some, which says what it got and what it expected."""
+
+    def parse(text: str | int) -> int:
+        with suppress(ValueError):
+            if low <= int(text) <= SEED_MAX:
+                return int(text)
+        raise typer.BadParameter(f"got {str(text)!r}, expected a whole number, {low} or more")
+
+    return parse
+
+
+def number(low: float, high: float, expected: str) -> Callable[[str | float], float]:
+    """A reader of numbers above `low` and below `high`."""
+
+    def parse(text: str | float) -> float:
+        with suppress(ValueError):
+            if low < float(text) < high:
+                return float(text)
+        raise typer.BadParameter(f"got {str(text)!r}, expected {expected}")
+
+    return parse
+
+
+def example(*commands: str) -> str:
+    """The end of a help text; \\b keeps its lines as they are."""
+    return "\b\nExample:\n" + "\n".join(f"  semanticgan {command}" for command in commands)
+
+
+POSITIVE = number(0.0, math.inf, "a number above 0")
+PSI = number(-2.0, 2.0, "a number between -2 and 2, usually .5 to 1")
+AUTO = "cpu, cuda, cuda:1, ..., or auto: a GPU if there is one."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a run, or a Hugging Face id.", show_default=False)]
+Device = Annotated[str, typer.Option(metavar="D", help=AUTO)]
