@@ -57,6 +57,15 @@ def test_ignored_pixels_shrink_as_ignored():
     assert set(far_label.unique().tolist()) == {0, IGNORE_INDEX}
 
 
+def test_nothing_is_known_round_an_ignored_edge():
+    img, label = discs()
+    label[:, :4] = IGNORE_INDEX  # a padded image
+    far_label = zoom_out(img, label, seeded(), 1.0)[1]
+    changed = (far_label != label).flatten(1).any(1)
+    corners = far_label[changed][:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert changed.sum() > 50 and (corners == IGNORE_INDEX).float().mean() > 0.7  # the frame itself may end in a corner
+
+
 def test_the_background_leaves_objects_out():
     img, label = discs()
     ground = background(img, label)

@@ -23,11 +23,13 @@ def zoom_out(
 ) -> tuple[Float[Tensor, "n c r r"], Int[Tensor, "n r r"]]:
     """Some of the images, and their class maps, at 1 to 1/3 of their size somewhere in the square; class 0 round them.
 
-    Images whose objects touch the edge of the frame stay as they are, and so do all others with 1 - `probability`.
+    Round images with an ignored edge nothing is known either. Images whose objects touch the edge of the frame stay as they
+    are, and so do all others with 1 - `probability`.
     """
     n, side, (first, every) = label.shape[0], label.shape[-1], part
     draws = send(torch.rand(n * every, 4, generator=generator)[first::every], img.device)
-    happens = (draws[:, 0] < probability) & ~_is_cut(label)
+    edge = torch.cat([label[:, 0], label[:, -1], label[:, :, 0], label[:, :, -1]], 1)
+    happens = (draws[:, 0] < probability) & (_is_object(edge).float().mean(1) <= CUT)
     factor = torch.where(happens, FARTHEST ** draws[:, 1], 1.0).to(img.dtype)
     shift = (2 * draws[:, 2:].to(img.dtype) - 1) * (factor - 1)[:, None]  # the whole frame stays in view
     theta = torch.cat([torch.eye(2, dtype=factor.dtype, device=factor.device) * factor[:, None, None], shift[:, :, None]], 2)
@@ -40,15 +42,12 @@ def zoom_out(
         F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
         for x in (soft, background(img, label))
     )
-    far = F.grid_sample(label[:, None].to(img.dtype), grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0]
+    outside = ((edge == IGNORE_INDEX).float().mean(1) > CUT)[:, None, None] * float(IGNORE_INDEX)
+    far = F.grid_sample((label - outside)[:, None].to(img.dtype), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    far = far[:, 0] + outside
     chosen = happens[:, None, None]
     out = torch.where(chosen[:, None], round_it.lerp(seen, inside), img)
     return out, torch.where(chosen, far.to(label.dtype), label)
-
-
-def _is_cut(label: Int[Tensor, "n r r"]) -> Tensor:
-    edge = torch.cat([label[:, 0], label[:, -1], label[:, :, 0], label[:, :, -1]], 1)
-    return _is_object(edge).float().mean(1) > CUT
 
 
 def _is_object(label: Int[Tensor, "*shape"]) -> Tensor:

@@ -101,8 +101,11 @@ class EfficientNetLite0(nn.Module):
             for module in (self.stem, *self.blocks[:frozen]):
                 module.requires_grad_(False)
 
+    @torch.no_grad()
     def load_imagenet(self) -> "EfficientNetLite0":
-        self.load_state_dict({key: value.float() for key, value in load_file(WEIGHTS).items()})
+        weights = load_file(WEIGHTS)
+        for name, parameter in self.named_parameters():
+            parameter.copy_(weights[name])
         return self
 
     def forward(self, img: Float[Tensor, "n c h w"]) -> list[Float[Tensor, "n _ _ _"]]:
