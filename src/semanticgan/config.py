@@ -45,7 +45,7 @@ class NetworkConfig(Section):
     d_seg_scales: int = Field(2, ge=1, le=8)
     d_seg_layers: int = Field(3, ge=1, le=16)
     encoder_trunk: Literal["residual", "efficientnet-lite0"] = Field(
-        "efficientnet-lite0", description="E's first layers: pretrained on ImageNet, or its own"
+        "residual", description="E's first layers: its own, or pretrained on ImageNet (then encoder.kimg=20 is enough)"
     )
     encoder_widths: tuple[EncoderWidth, ...] = Field(
         (64, 128, 192, 256), min_length=1, description="channels of the residual trunk by stage; every stage halves the side"
@@ -74,7 +74,7 @@ class GanConfig(Section):
 
 
 class EncoderConfig(Section):
-    kimg: float = Field(60, gt=0, description="length of the stage in thousands of images, all three kinds counted")
+    kimg: float = Field(90, gt=0, description="length of the stage in thousands of images, all three kinds counted")
     batch: int = Field(48, ge=6, description="a third each: unlabelled, labelled, G's own samples")
     lr: float = Field(1e-3, gt=0)
     trunk_lr: float = Field(0.3, ge=0, description="learning rate of a pretrained trunk, relative to lr")
@@ -171,7 +171,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"resolution": 32},
         "networks": {
             "z_dim": 64, "w_dim": 64, "mapping_layers": 2, "widths": {4: 64, 8: 64, 16: 48, 32: 32},
-            "d_seg_filters": 16, "encoder_trunk": "residual", "encoder_widths": (32, 64, 96),
+            "d_seg_filters": 16, "encoder_widths": (32, 64, 96),
         },
         "gan": {
             "kimg": 18, "batch": 8, "lr_g": 0.003, "lr_d_img": 0.003, "style_mixing": 0,
@@ -191,8 +191,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "networks": {
             "z_dim": 512, "w_dim": 512, "mapping_layers": 8,
             "widths": {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128},
-            "d_seg_filters": 64, "d_seg_scales": 3, "encoder_trunk": "residual",
-            "encoder_widths": (64, 128, 256, 384, 512, 512),
+            "d_seg_filters": 64, "d_seg_scales": 3, "encoder_widths": (64, 128, 256, 384, 512, 512),
         },
         "gan": {"kimg": 3200, "r1_gamma": 10, "pl_weight": 2, "feature_matching": 2, "ema_half_life_kimg": 10},
         "encoder": {"kimg": 3200, "lr": 1e-3, "mse": 1, "lpips": 10},

@@ -4,16 +4,14 @@ import base64
 import html
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from semanticgan.charts import Drawing
-from semanticgan.errors import UserError
+from semanticgan.files import replacing
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #111; --ground: #fff; --faint: #ddd; --soft: #f4f4f4 }
@@ -98,16 +96,8 @@ class Page:
 
     def write(self, path: Path) -> None:
         """Whole or not at all. Raises UserError when the place cannot be written."""
-        temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
             temporary.write_text(self.to_html(), encoding="utf-8", errors="replace")  # a file's name need not be valid UTF-8
-            os.replace(temporary, path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place or free space") from None
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
 
 
 def _figure(content: str, caption: str) -> str:

@@ -1,9 +1,6 @@
 """Label maps on images, grids of images, and picture files written whole or not at all."""
 
-import os
-import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +8,7 @@ from jaxtyping import Float, Integer, UInt8
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from semanticgan.errors import UserError
+from semanticgan.files import replacing
 from semanticgan.labels import LabelSpec
 
 
@@ -90,17 +87,8 @@ def sample_grid(
 
 
 def _save(path: Path, image: Image.Image) -> None:
-    """Write a PNG under another name, then rename, so that a half-written file never bears the name."""
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
         image.save(temporary, format="PNG", compress_level=1)  # a fifth of the usual time, an eighth more bytes
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place or free space") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def save_png(path: Path, img: UInt8[np.ndarray, "h w c"]) -> None:

@@ -1,10 +1,10 @@
 """Folders and text files that the command writes: checked before the work, whole or not at all."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from semanticgan.errors import UserError
+from semanticgan.files import replacing
 
 
 def require_writable(path: Path, option: str) -> None:
@@ -41,13 +41,5 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write under another name, then rename. Raises UserError when the place cannot be written."""
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place or free space") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

@@ -1,0 +1,27 @@
+"""Files that appear whole or not at all."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from semanticgan.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Another name beside `path` to write under; renamed to `path` when all went well, else removed. Makes the folder.
+
+    Raises UserError when the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place or free space") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
