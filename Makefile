@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two test processes, one thread each: the libraries' own threads would only get in each other's way.
 WORKERS ?= 2
 
-.PHONY: setup demo test fast lint bench clean
+.PHONY: setup demo test fast browser lint bench clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,16 @@ test: setup lint
 # Without the slow tests.
 fast: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+HAS_CHROMIUM := command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null
+
+# The page in a real browser. On Debian, as root, it installs Chromium where there is none; else say what is missing.
+browser: setup
+	@$(HAS_CHROMIUM) || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
+		|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
+	@$(HAS_CHROMIUM) || { echo "make: no Chromium; install the package chromium" >&2; exit 1; }
+	$(BIN)/pip install -q 'playwright>=1.45'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/web
 
 lint: setup
 	$(BIN)/ruff check .

@@ -74,7 +74,7 @@ class GanConfig(Section):
 
 
 class EncoderConfig(Section):
-    kimg: float = Field(90, gt=0, description="length of the stage in thousands of images, all three kinds counted")
+    kimg: float = Field(150, gt=0, description="length of the stage in thousands of images, all three kinds counted")
     batch: int = Field(48, ge=6, description="a third each: unlabelled, labelled, G's own samples")
     lr: float = Field(1e-3, gt=0)
     trunk_lr: float = Field(0.3, ge=0, description="learning rate of a pretrained trunk, relative to lr")
@@ -85,7 +85,7 @@ class EncoderConfig(Section):
     samples: float = Field(1, ge=0, description="weight of cross-entropy + Dice on G's samples")
     latent: float = Field(0.3, ge=0, description="weight of the whitened distance to the samples' known ws")
     augment: float = Field(1, ge=0, description="strength of the colour and scale changes to E's input")
-    zoom_out: float = Field(0.5, ge=0, le=1, description="share of labelled images and samples that E sees from farther away")
+    zoom_out: float = Field(0, ge=0, le=1, description="share of labelled images and samples that E sees from farther away")
     ema_half_life_kimg: float = Field(2, gt=0)
     grad_clip: float = Field(5, gt=0)
 

@@ -302,6 +302,13 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+def distance_rank(distance: float, quantiles: Sequence[float]) -> float | None:
+    """The share of validation images with a smaller distance; None for a model that keeps no quantiles."""
+    if len(quantiles) < 2:
+        return None
+    return round(float(np.interp(distance, quantiles, np.linspace(0, 1, len(quantiles)))), 4)
+
+
 def read_scores(folder: Path) -> dict[str, object]:
     """The validation scores that a run left beside its model, or {}."""
     path = folder / "validation.json"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from semanticgan.data import synthetic
 from semanticgan.data.dataset import read_image, read_mask
 from semanticgan.data.sources import find_sources, has_mask, mask_path
 from semanticgan.data.synthetic import BACKGROUND, CELL, LABELS, LOOKS, NUCLEUS, draw_scene, write_dataset
@@ -85,3 +86,9 @@ def test_another_seed_writes_other_scenes(tmp_path):
         write_dataset(tmp_path / str(seed), size=16, seed=seed, **counts)
     images = [read_image(tmp_path / str(seed) / "images/a/00000.png", 3) for seed in (0, 1)]
     assert not np.array_equal(*images)
+
+
+def test_an_object_beyond_the_edge_draws_nothing():
+    sheet = synthetic._Sheet(32)
+    where, offset = sheet.box(-0.4 + 0.5j, 0.2)
+    assert offset.size == 0 and sheet.objects[where].size == 0

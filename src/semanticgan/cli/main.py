@@ -15,6 +15,8 @@ from semanticgan.cli.export import export, push
 from semanticgan.cli.options import POSITIVE, PSI, Device, Model, choose_device, example, say, whole
 from semanticgan.cli.plot import plot
 from semanticgan.cli.report import report as report_verb
+from semanticgan.cli.serve import serve
+from semanticgan.cli.suggest import suggest
 from semanticgan.errors import UserError
 
 if TYPE_CHECKING:
@@ -271,6 +273,10 @@ app.command(epilog=example("convert coco_folder --out my_data", "convert my_data
 app.command(epilog=example("export models/skin-64 --out skin.onnx", "export runs/first --format torch --out first.pt2"))(export)
 app.command(epilog=example("push runs/first me/my-model", "push models/skin-64 me/skin-64 --private"))(push)
 app.command(epilog=example("report runs/first", "report scores.json --model runs/first --data my_data"))(report_verb)
+app.command(
+    epilog=example("suggest models/skin-64 --data my_data --num 20", "suggest runs/first --data skin --unlabeled all.txt")
+)(suggest)
+app.command(epilog=example("serve models/skin-64", "serve runs/first --data my_data"))(serve)
 app.add_typer(plot, name="plot")
 
 

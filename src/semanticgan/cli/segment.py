@@ -16,6 +16,7 @@ from semanticgan.cli.output import write_text
 from semanticgan.data.dataset import load_picture
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
+from semanticgan.model import distance_rank
 from semanticgan.training.distributed import ALONE, World
 from semanticgan.visuals import overlay, save_label_png, save_png
 
@@ -145,13 +146,6 @@ def _row(model: "SemanticGAN", item: Input, result: "Segmentation") -> dict[str,
         "distance": round(float(result.distance), 6),
         "distance_rank": distance_rank(result.distance, model.config.distance_quantiles),
     }
-
-
-def distance_rank(distance: float, quantiles: Sequence[float]) -> float | None:
-    """The share of validation images with a smaller distance; None for a model that keeps no quantiles."""
-    if len(quantiles) < 2:
-        return None
-    return round(float(np.interp(distance, quantiles, np.linspace(0, 1, len(quantiles)))), 4)
 
 
 def _last_words(rows: Sequence[dict[str, Any]], stretched: Sequence[Input], out: Path) -> Iterable[str]:

@@ -61,8 +61,9 @@ class _Sheet:
     def box(self, centre: complex, reach: float) -> tuple[tuple[slice, slice], np.ndarray]:
         """The part of the sheet within `reach` of `centre`, and its points x + iy relative to the centre."""
         side = len(self.objects)
-        spans = [(max(0, int((c - reach) * side)), min(side, int((c + reach) * side) + 2)) for c in (centre.imag, centre.real)]
-        (y0, y1), (x0, x1) = spans
+        (y0, y1), (x0, x1) = (
+            np.clip([int((c - reach) * side), int((c + reach) * side) + 2], 0, side) for c in (centre.imag, centre.real)
+        )
         y, x = (np.arange(y0, y1, dtype=np.float32) + 0.5) / side, (np.arange(x0, x1, dtype=np.float32) + 0.5) / side
         return (slice(y0, y1), slice(x0, x1)), (x[None] + 1j * y[:, None] - centre).astype(np.complex64)
 

@@ -1,0 +1,169 @@
+"""What the model says of a picture, in the form in which the page takes it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from semanticgan.data.transforms import fit_image, to_float, to_u8
+from semanticgan.inversion import autocast, in_fixed_batches, invert
+from semanticgan.model import SemanticGAN, distance_rank
+from semanticgan.predict import FLOOR, Found
+from semanticgan.visuals import to_rgb
+from semanticgan.web.jobs import Long
+from semanticgan.web.pictures import Opened, data_url, png, runs
+
+STEPS = 60  # of inversion, where validation chose none: it is watched, not used
+MAX_STEPS = 1000
+LIVE_SIDE = 512  # pixels; of the label maps on the way
+SECONDS_BETWEEN_STEPS = 0.15
+MAP_SIDE = 256  # pixels; of the uncertainty's picture
+
+
+def distance_words(rank: float | None) -> str:
+    """Whether G has seen such images, in plain words; `rank` among the validation images' distances."""
+    if rank is None:
+        return "This model keeps no validation distances to compare with."
+    if rank <= 0.5:
+        return "G knows such images well: it explains this one better than half of the validation images."
+    if rank <= 0.95:
+        return "G has seen such images: it explains this one as it does the validation images."
+    if rank < 1:
+        return f"Unusual: G explains this image worse than {int(rank * 100)} % of the validation images. Check the mask."
+    return "G has not seen such images: it explains this one worse than any validation image. Do not trust the mask."
+
+
+def about(model: SemanticGAN, name: str) -> dict[str, Any]:
+    """What the page must know of the model."""
+    config = model.config
+    classes = [{"name": n, "color": list(c)} for n, c in zip(model.labels.names, model.labels.palette, strict=True)]
+    return {
+        "model": name,
+        "resolution": config.data.resolution,
+        "classes": classes,
+        "encoder": model.E is not None,
+        "chosen_steps": config.steps,
+        "steps": config.steps or STEPS,
+    }
+
+
+def answer(model: SemanticGAN, found: Found) -> dict[str, Any]:
+    """One answer as JSON; maps at the size in `found`."""
+    label, _, uncertainty = found.maps()
+    counts = np.bincount(label.reshape(-1), minlength=model.labels.num_classes)
+    height, width = label.shape
+    small = Image.fromarray((uncertainty * 255).round().astype(np.uint8))
+    small.thumbnail((MAP_SIDE, MAP_SIDE))
+    out = {
+        "label": {"width": width, "height": height, "runs": runs(label)},
+        "shares": [round(float(n) / label.size, 5) for n in counts],
+        "uncertainty": round(float(uncertainty.mean()), 4),
+        "uncertainty_map": data_url(png(np.asarray(small))),
+    }
+    if found.reconstruction is not None and found.distance is not None:
+        rank = distance_rank(found.distance, model.config.distance_quantiles)
+        out |= {"reconstruction": data_url(png(to_rgb(found.reconstruction))), "distance": round(found.distance, 4)}
+        out |= {"distance_rank": rank, "words": distance_words(rank)}
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class FirstMasks:
+    """Pictures -> the encoder's answers, one view, all at once.
+
+    Not in `segment`'s batches of a fixed size, which would make one picture wait as long as eight: rounding differs.
+    """
+
+    model: SemanticGAN
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Opened]) -> list[Found]:
+        assert self.model.E is not None
+        img = torch.cat([_fitted(self.model, picture) for picture in pictures])
+        with autocast(self.model.device, True):
+            ws = self.model.E(img).float()
+            out, seg_logits = self.model.G.synthesis(ws, "none")
+        sizes = [picture.pixels.shape[:2] for picture in pictures]
+        return _found(self.model, img, out, seg_logits, sizes)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A wish for G's samples."""
+
+    seed: int
+    truncation_psi: float
+    num: int
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Wishes -> lists of samples: picture and label map as PNG, and the classes in it."""
+
+    model: SemanticGAN
+
+    def __call__(self, wishes: Sequence[Drawn]) -> list[list[dict[str, Any]]]:
+        return [[self._one(*pair) for pair in self.model.sample(w.num, w.seed, w.truncation_psi)] for w in wishes]
+
+    def _one(self, img: np.ndarray, label: np.ndarray) -> dict[str, Any]:
+        names = [self.model.labels.names[k] for k in np.unique(label)]
+        colour = np.dstack([self.model.labels.to_colour(label), (label > 0).astype(np.uint8) * 255])  # class 0 is clear
+        return {
+            "image": data_url(png(to_rgb(img))),
+            "label": data_url(png(colour)),
+            "classes": names,
+        }
+
+
+def refine(model: SemanticGAN, picture: Opened, steps: int, job: Long) -> None:
+    """Tell `answer` (encoder with the model's views and zoom), then `step` by step what inversion comes to, then `done`."""
+    img = _fitted(model, picture)
+    job.breathe()
+    if model.E is not None:
+        job.tell("answer", answer(model, next(model.find([picture.pixels], steps=0))))
+        ws0 = in_fixed_batches(model.E, img)[0].float()
+    else:
+        ws0 = model.G.mapping.w_avg.expand(1, model.G.num_ws, -1)
+    size: tuple[int, int] = picture.pixels.shape[:2]
+    scale = min(1.0, LIVE_SIDE / max(size))
+    live = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    told = 0.0
+
+    def watch(step: int, out: Tensor, seg_logits: Tensor) -> None:
+        nonlocal told
+        job.breathe()
+        if step in (0, 1, steps) or time.monotonic() - told >= SECONDS_BETWEEN_STEPS:
+            told = time.monotonic()
+            found = _found(model, img, out, seg_logits, [live])[0]
+            job.tell("step", {"step": step, "steps": steps, **answer(model, found)})
+
+    prior = model.whitening if model.config.inversion.prior > 0 else None
+    best = invert(model.G, model.lpips, img, ws0, model.config.inversion, steps, prior, watch=watch)
+    final = _found(model, img, best.img, best.seg_logits, [size])[0]
+    job.tell("done", {"step": int(best.steps_used[0]), "steps": steps, **answer(model, final)})
+
+
+def _fitted(model: SemanticGAN, picture: Opened) -> Tensor:
+    data = model.config.data
+    return to_float(torch.from_numpy(fit_image(picture.pixels, data.resolution, data.fit))[None].to(model.device))
+
+
+@torch.no_grad()
+def _found(model: SemanticGAN, img: Tensor, out: Tensor, seg_logits: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Found]:
+    """The answers of one view, for maps of these sizes."""
+    config = model.config
+    repeats = max(1, 32 // config.data.resolution)  # AlexNet takes no less than 32 px
+    large = (x.repeat_interleave(repeats, -1).repeat_interleave(repeats, -2) for x in (img, out.float().clamp(-1, 1)))
+    with autocast(model.device, True):
+        distances = model.lpips(*large).float().tolist()
+    log_probs = seg_logits.float().softmax(1).clamp_min(FLOOR).log().cpu()
+    shown = to_u8(out).cpu().numpy()
+    return [
+        Found(size, config.data.fit, config.temperature, log_probs[n], None, shown[n], distances[n])
+        for n, size in enumerate(sizes)
+    ]

@@ -1,0 +1,183 @@
+"""The data folder behind the page: its images, and masks written beside them, the old ones kept."""
+
+import gzip
+import hashlib
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from semanticgan.data.dataset import count_values, read_mask
+from semanticgan.data.sources import find_root, has_mask, list_images, mask_path
+from semanticgan.errors import UserError
+from semanticgan.files import replacing
+from semanticgan.labels import IGNORE_INDEX, LabelSpec
+from semanticgan.visuals import save_label_png, save_png
+from semanticgan.web import pictures
+
+KEPT = ".kept"  # folder of old masks beside the new: hidden, so that no one takes them for masks
+
+
+class UnknownError(UserError):
+    """A name that is not in the folder."""
+
+
+class DataFolder:
+    """Images are known by the names found in the folder; what is no such name is never looked up as a path."""
+
+    def __init__(
+        self,
+        root: Path,
+        labels: LabelSpec,  # of the model; its coding does not matter, the folder's masks decide theirs
+        channels: int,
+    ) -> None:
+        self.root, self.channels = find_root(root), channels
+        _require_classes(self.root, labels)
+        self._lock = threading.Lock()
+        self.names: list[str] = []
+        self._known: set[str] = set()
+        self.labeled: set[str] = set()
+        self.reload()
+        self.labels = labels.model_copy(update={"coding": self._coding()})
+        if self.labels.coding == "binary" and labels.num_classes > 2:
+            raise UserError(
+                f"{self.root}: got masks of 0 and 255 alone, expected class ids of the {labels.num_classes} classes of the model"
+            )
+
+    def reload(self) -> None:
+        """Read again what is there. Raises UserError for a folder without images."""
+        names = [name for name in list_images(self.root, str(self.root)) if _can_be_labeled(self.root, name)]
+        if not names:
+            raise UserError(f"{self.root}: no images below a folder called images; put them there, as docs/data.md says")
+        self.names, self._known = names, set(names)
+        self.labeled = {name for name in names if has_mask(self.root, name)}
+
+    def _coding(self) -> Literal["index", "binary"]:
+        """`binary` if there are masks that hold 255 and none holds another value but 0."""
+        seen = False
+        for name in sorted(self.labeled):
+            try:
+                counts = count_values(mask_path(self.root / name))
+            except UserError:
+                continue
+            if counts[1:IGNORE_INDEX].any():
+                return "index"
+            seen = seen or bool(counts[IGNORE_INDEX])
+        return "binary" if seen else "index"
+
+    def path(self, name: str) -> Path:
+        """Raises UnknownError unless `name` is one of the folder's images."""
+        if name not in self._known:
+            raise UnknownError("no such image in the folder; reload the page")
+        return self.root / name
+
+    def listing(self, which: str, start: int, count: int) -> dict[str, Any]:
+        """A part of the images, `which` of all, labeled, unlabeled."""
+        chosen = [n for n in self.names if which == "all" or (n in self.labeled) == (which == "labeled")]
+        return {
+            "total": len(self.names),
+            "labeled": len(self.labeled),
+            "found": len(chosen),
+            "images": [{"name": n, "labeled": n in self.labeled} for n in chosen[start : start + count]],
+        }
+
+    def picture(self, name: str) -> pictures.Opened:
+        return pictures.open_picture(self.path(name), name, self.channels)
+
+    def whole(self, name: str) -> tuple[bytes, str]:
+        """The image at its own size as a file that any browser shows, and its media type."""
+        pixels, _ = pictures.read(self.path(name), name, self.channels)
+        if pixels.size > 12_000_000:
+            return pictures.jpeg(pixels, 92), "image/jpeg"
+        return pictures.png(pixels), "image/png"
+
+    def thumbnail(self, name: str, side: int = 128) -> bytes:
+        pixels, _ = pictures.read(self.path(name), name, self.channels, at_least=side)
+        return pictures.jpeg(pixels, 80)
+
+    def mask(self, name: str) -> tuple[bytes, tuple[int, int]] | None:
+        """Class ids row by row, gzipped, with width and height; None without a mask. Raises UserError for a bad one."""
+        path = mask_path(self.path(name))
+        if not path.is_file():
+            return None
+        pictures.require_pixels(path, path.name)
+        try:
+            label = read_mask(path, self.labels)
+        except UserError as error:
+            raise UserError(str(error).replace(str(self.root) + os.sep, "")) from None
+        return gzip.compress(label.tobytes(), 1), (label.shape[1], label.shape[0])
+
+    def save(self, name: str, label: UInt8[np.ndarray, "h w"]) -> dict[str, Any]:
+        """Write a mask beside its image, whole or not at all; one that is there is kept under a number first.
+
+        Raises UserError for class ids that the folder's masks cannot hold, and for another size than the image's.
+        """
+        path = self.path(name)
+        _, size = pictures.read(path, name, self.channels, at_least=16)
+        if size != (label.shape[1], label.shape[0]):
+            raise UserError(f"{name}: got a mask of {label.shape[1]} x {label.shape[0]}, expected {size[0]} x {size[1]}")
+        binary = self.labels.coding == "binary"
+        good = (label < self.labels.num_classes) | ((label == IGNORE_INDEX) & (not binary))
+        if not good.all():
+            also = "; masks of 0 and 255 have no ignored pixels" if binary else ", or 255"
+            raise UserError(f"{name}: got class id {int(label[~good][0])}, expected 0 to {self.labels.num_classes - 1}{also}")
+        target = mask_path(path)
+        with self._lock:
+            kept = keep(target) if target.is_file() else None
+            if binary:
+                save_png(target, (label * 255)[:, :, None])
+            else:
+                save_label_png(target, label, self.labels)
+            self.labeled.add(name)
+        shown = [os.path.relpath(p, self.root) if p else None for p in (target, kept)]
+        return {"mask": shown[0], "kept": shown[1], "labeled": len(self.labeled), "total": len(self.names)}
+
+    def drawn(self, labeled: bool, most: int) -> list[str]:
+        """Up to `most` labelled or unlabelled images, the same ones again while they last."""
+        chosen = [name for name in self.names if (name in self.labeled) == labeled]
+        return sorted(chosen, key=lambda name: hashlib.sha256(name.encode()).digest())[:most]
+
+
+def keep(mask: Path) -> Path:
+    """Give a mask file a second name, `.kept/NAME.1.png` or the first free number; never over a file."""
+    folder = mask.parent / KEPT
+    folder.mkdir(exist_ok=True)
+    number = 1
+    while True:
+        place = folder / f"{mask.stem}.{number}.png"
+        try:
+            os.link(mask, place)
+            return place
+        except FileExistsError:
+            number += 1
+        except OSError:  # a file system without links
+            if not place.exists():
+                with replacing(place) as temporary:
+                    shutil.copyfile(mask, temporary)
+                return place
+            number += 1
+
+
+def _can_be_labeled(root: Path, name: str) -> bool:
+    """Not what lies outside a folder called images, nor under a name that is no text."""
+    try:
+        name.encode()
+        mask_path(root / name)
+    except (UserError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def _require_classes(root: Path, labels: LabelSpec) -> None:
+    """Raises UserError when classes.json names other classes than the model's."""
+    if (root / "classes.json").exists():
+        names = LabelSpec.from_file(root / "classes.json").names
+        if names != labels.names:
+            raise UserError(
+                f"{root / 'classes.json'}: got {', '.join(names)}, expected the model's classes, {', '.join(labels.names)}; "
+                "use a model of these classes"
+            )

@@ -1,0 +1,468 @@
+"""The page's server: what it answers, and what it refuses."""
+
+import io
+import json
+import os
+import socket
+import struct
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="the page needs fastapi and uvicorn: pip install 'semanticgan[app]'")
+
+from semanticgan.data.dataset import read_mask
+from semanticgan.data.sources import find_sources, list_images
+from semanticgan.data.synthetic import LABELS, draw_scene
+from semanticgan.errors import UserError
+from semanticgan.model import SemanticGAN
+from semanticgan.web import pictures
+from semanticgan.web.app import STATIC, build_app
+from semanticgan.web.folder import DataFolder
+from semanticgan.web.guard import MAX_BODY, refusal
+
+SIDE = 48
+
+
+def as_png(pixels):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return as_png(draw_scene(50, "a", 40)[0])
+
+
+def unrolled(label):
+    values, lengths = np.array(label["runs"]).reshape(-1, 2).T
+    return np.repeat(values, lengths).astype(np.uint8).reshape(label["height"], label["width"])
+
+
+def told(text):
+    """The events of a stream: kind and content."""
+    lines = text.strip().splitlines()
+    kinds = [line[7:] for line in lines if line.startswith("event: ")]
+    return list(zip(kinds, [json.loads(line[6:]) for line in lines if line.startswith("data: ")], strict=True))
+
+
+def refused(response, status, *words):
+    assert response.status_code == status, (response.status_code, response.text)
+    text = response.json()["error"]
+    assert all(word in text for word in words), text
+    return text
+
+
+# ---------------------------------------------------------------- what it answers
+
+
+def test_first_mask_is_the_encoders(client, model, picture):
+    found = client.post("/api/pictures", params={"name": "a.png"}, content=picture).json()
+    assert found["size"] == [40, 40] and found["name"] == "a.png"
+    wanted = model.segment([draw_scene(50, "a", 40)[0]], steps=0, views=False, zoom=False)[0]
+    answer = found["answer"]
+    # bfloat16 in batches of another size: a pixel between two classes may turn over
+    assert (unrolled(answer["label"]) != wanted.label).mean() < 0.01
+    assert answer["distance"] == pytest.approx(wanted.distance, abs=5e-3)
+    assert answer["uncertainty"] == pytest.approx(float(wanted.uncertainty.mean()), abs=5e-3)
+    assert sum(answer["shares"]) == pytest.approx(1, abs=1e-4) and answer["words"]
+
+
+def test_large_pictures_are_answered_at_a_smaller_size(client):
+    found = client.post("/api/pictures", content=as_png(np.zeros((1500, 3000, 3), np.uint8))).json()
+    assert found["size"] == [3000, 1500]
+    assert (found["answer"]["label"]["width"], found["answer"]["label"]["height"]) == (1024, 512)
+
+
+def test_refining_tells_of_its_steps(client, picture):
+    key = client.post("/api/pictures", content=picture).json()["id"]
+    events = told(client.get("/api/refine", params={"id": key, "steps": 4}).text)
+    kinds = [kind for kind, _ in events]
+    assert kinds[:3] == ["waiting", "answer", "step"] and kinds[-2:] == ["done", "end"]
+    steps = [content for kind, content in events if kind in ("step", "done")]
+    assert steps[0]["step"] == 0 and steps[-1]["step"] == 4
+    assert steps[-1]["reconstruction"].startswith("data:image/png;base64,")
+    assert unrolled(steps[-1]["label"]).shape == (40, 40)
+
+
+def test_without_encoder_the_mask_comes_by_refining(model, picture):
+    from fastapi.testclient import TestClient
+
+    bare = SemanticGAN(model.config.model_copy(update={"has_encoder": False, "steps": 3}), model.G)
+    with TestClient(build_app(bare, "bare"), base_url="http://localhost") as client:
+        found = client.post("/api/pictures", content=picture).json()
+        assert "answer" not in found
+        events = told(client.get("/api/refine", params={"id": found["id"], "steps": 3}).text)
+        assert [kind for kind, _ in events][-2:] == ["done", "end"] and "answer" not in dict(events)
+        refused(client.get("/api/next"), 422, "no encoder")
+        refused(client.get("/api/data"), 404, "--data")
+
+
+def test_samples_are_the_models(client, model):
+    found = client.get("/api/samples", params={"seed": 3, "psi": 0.5, "num": 2}).json()
+    img, label = list(model.sample(2, 3, 0.5))[1]
+    assert found[1]["image"] == pictures.data_url(pictures.png(img))
+    assert found[1]["classes"] == [LABELS.names[k] for k in np.unique(label)]
+
+
+def test_mask_to_take_away(client):
+    label = draw_scene(1, "a", SIDE)[1]
+    response = client.post("/api/mask.png", params={"width": SIDE, "height": SIDE, "name": 'a"\r\nX: y'}, content=label.tobytes())
+    image = Image.open(io.BytesIO(response.content))
+    assert image.mode == "P" and "x" not in response.headers
+    np.testing.assert_array_equal(np.asarray(image), label)
+
+
+def test_page_is_small_and_whole(client):
+    total = 0
+    for address in STATIC:
+        response = client.get(address)
+        assert response.status_code == 200
+        assert not any(word in response.text for word in ("http://", "https://", "innerHTML", "eval(", " style=", " onclick="))
+        total += len(response.content)
+    assert total < 200_000
+
+
+def test_every_answer_has_the_headers(client, picture):
+    responses = [client.get("/"), client.get("/nothing"), client.post("/api/pictures", content=b"x"), client.get("/api/about")]
+    responses.append(client.get("/api/about", headers={"host": "evil.example"}))
+    for response in responses:
+        assert "script-src 'self'" in response.headers["content-security-policy"]
+        assert "unsafe" not in response.headers["content-security-policy"]
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def save(client, label, image="images/01.png", size=(SIDE, SIDE)):
+    return client.put("/api/data/mask", params={"image": image, "width": size[0], "height": size[1]}, content=label.tobytes())
+
+
+def test_opening_shows_the_mask_that_is_there(client, data):
+    listing = client.get("/api/data", params={"which": "labeled", "count": 2}).json()
+    assert (listing["total"], listing["labeled"], listing["found"]) == (10, 4, 4)
+    assert [row["name"] for row in listing["images"]] == ["images/00.png", "images/01.png"]
+    found = client.post("/api/data/open", params={"image": "images/01.png"}).json()
+    assert found["labeled"] and found["size"] == [SIDE, SIDE]
+    mask = client.get("/api/data/mask", params={"image": "images/01.png"})
+    assert mask.content == read_mask(data / "masks" / "01.png", LABELS).tobytes()
+    whole = Image.open(io.BytesIO(client.get("/api/data/picture", params={"image": "images/01.png"}).content))
+    np.testing.assert_array_equal(np.asarray(whole), draw_scene(1, "a", SIDE)[0])
+    refused(client.get("/api/data/mask", params={"image": "images/09.png"}), 404, "no mask")
+
+
+def test_saving_keeps_the_mask_before(client, data):
+    before = (data / "masks" / "01.png").read_bytes()
+    label = np.full((SIDE, SIDE), 2, np.uint8)
+    label[0] = 255
+    assert save(client, label).json()["kept"] == "masks/.kept/01.1.png"
+    assert (data / "masks" / ".kept" / "01.1.png").read_bytes() == before
+    np.testing.assert_array_equal(read_mask(data / "masks" / "01.png", LABELS), label)
+    assert save(client, label * 0).json()["kept"] == "masks/.kept/01.2.png"
+    assert save(client, label, "images/09.png").json() == {"mask": "masks/09.png", "kept": None, "labeled": 5, "total": 10}
+    # What is kept is neither an image nor a mask for training.
+    assert len(list_images(data, str(data))) == 10
+    assert set(find_sources(data).labeled) <= {f"images/{k:02d}.png" for k in (0, 1, 2, 3, 9)}
+    assert not [p for p in data.rglob("*") if p.name.startswith(".") and p.is_file()]
+
+
+def test_keeping_without_links(client, data, monkeypatch):
+    def refuse(*paths):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    before = (data / "masks" / "01.png").read_bytes()
+    label = np.ones((SIDE, SIDE), np.uint8)
+    assert [save(client, label).json()["kept"] for _ in range(2)] == ["masks/.kept/01.1.png", "masks/.kept/01.2.png"]
+    assert (data / "masks" / ".kept" / "01.1.png").read_bytes() == before
+
+
+def test_names_that_are_no_text_are_left_out(model, data):
+    os.rename(os.fsencode(data / "images" / "00.png"), os.fsencode(data / "images") + b"/\xff.png")
+    (data / "stray.png").write_bytes(b"")
+    assert DataFolder(data, model.labels, 3).names == [f"images/{k:02d}.png" for k in range(1, 10)]
+
+
+def test_masks_of_0_and_255_stay_so(model, data):
+    from fastapi.testclient import TestClient
+
+    for path in (data / "masks").iterdir():
+        Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8) * 255).save(path)
+    labels = LABELS.model_copy(update={"names": ("background", "cell"), "palette": LABELS.palette[:2]})
+    (data / "classes.json").unlink()
+    two = SemanticGAN(model.config.model_copy(update={"labels": LABELS}), model.G, model.E)
+    folder = DataFolder(data, labels, 3)
+    with TestClient(build_app(two, "two", folder), base_url="http://localhost") as client:
+        label = np.zeros((SIDE, SIDE), np.uint8)
+        label[:9] = 1
+        assert save(client, label).status_code == 200
+        np.testing.assert_array_equal(np.asarray(Image.open(data / "masks" / "01.png")), label * 255)
+        label[9] = 255
+        refused(save(client, label), 422, "no ignored pixels")
+        assert not client.get("/api/about").json()["data"]["ignore"]
+
+
+def test_masks_of_0_and_255_need_two_classes(model, data):
+    for path in (data / "masks").iterdir():
+        Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8) * 255).save(path)
+    with pytest.raises(UserError, match=r"got masks of 0 and 255 alone, expected class ids of the 4 classes"):
+        DataFolder(data, model.labels, 3)
+
+
+def test_bad_masks_are_refused_and_nothing_is_written(client, data):
+    before = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
+    good = np.zeros((SIDE, SIDE), np.uint8)
+    refused(save(client, good + 4), 422, "class id 4", "0 to 3, or 255")
+    refused(save(client, good[:-1], size=(SIDE, SIDE - 1)), 422, f"expected {SIDE} x {SIDE}")
+    refused(save(client, good[:-1]), 422, "bytes")
+    refused(client.put("/api/data/mask", params={"image": "images/01.png", "width": 10**9, "height": 1}), 422)
+    refused(client.put("/api/data/mask", params={"image": "images/01.png", "width": 10**4, "height": 10**4}), 413)
+    assert {p: p.read_bytes() for p in data.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.png", "images/../../secret.png", "/etc/passwd", "images/01.png\0.png", "masks/01.png", "images", "",
+     "..\\secret.png", "%2e%2e/secret.png", "images/%2e%2e/classes.json", "classes.json", "images/01.PNG", "./images/01.png"],
+)  # fmt: skip
+def test_names_that_are_no_images_lead_nowhere(client, data, name):
+    (data.parent / "secret.png").write_bytes(as_png(np.zeros((SIDE, SIDE, 3), np.uint8)))
+    before = sorted(data.parent.rglob("*"))
+    label = np.zeros((SIDE, SIDE), np.uint8)
+    for route in ("thumbnail", "picture", "mask"):
+        refused(client.get(f"/api/data/{route}", params={"image": name}), 404)
+    refused(client.post("/api/data/open", params={"image": name}), 404)
+    refused(save(client, label, name), 404)
+    assert sorted(data.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "address", ["/../pyproject.toml", "/%2e%2e/app.py", "/static/app.js", "/app.py", "/docs", "/openapi.json"]
+)
+def test_no_other_files_are_served(client, address):
+    assert client.get(address).status_code == 404
+
+
+def test_other_classes_are_refused(model, data):
+    (data / "classes.json").write_text(json.dumps({"classes": [{"name": "background"}, {"name": "lung"}]}))
+    with pytest.raises(UserError, match=r"got background, lung, expected the model's classes, background, cell"):
+        DataFolder(data, model.labels, 3)
+
+
+def test_proposals_are_unlabelled_images(client):
+    events = told(client.get("/api/next", params={"num": 3}).text)
+    found = dict(events)["proposals"]
+    names = [row["name"] for row in found["images"]]
+    assert len(set(names)) == 3 and found["of"] == 6 and all(name >= "images/04.png" for name in names)
+    assert save(client, np.zeros((SIDE, SIDE), np.uint8), names[0]).status_code == 200
+    again = dict(told(client.get("/api/next", params={"num": 9}).text))["proposals"]
+    assert again["of"] == 5 and names[0] not in [row["name"] for row in again["images"]]
+
+
+# ---------------------------------------------------------------- bad files
+
+
+def bomb(side):
+    """A small PNG file whose header promises side x side pixels of nothing."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+
+
+def test_broken_and_renamed_files(client, picture):
+    svg = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+    gif = b"GIF89a" + bytes(100)
+    for content in (
+        b"",
+        b"x",
+        picture[:200],
+        picture[:-30][:400],
+        svg,
+        gif,
+        b"%PDF-1.7 ",
+        b"PK\3\4" + bytes(99),
+        b"<html>",
+        bytes(5000),
+    ):
+        text = refused(client.post("/api/pictures", params={"name": "holiday.png"}, content=content), 422, "holiday.png")
+        assert "/tmp" not in text and "semanticgan-" not in text
+    assert client.post("/api/pictures", params={"name": "really.png.exe"}, content=picture).status_code == 200
+
+
+@pytest.mark.parametrize("side", [7_000, 100_000])
+def test_decompression_bombs(client, side):
+    refused(client.post("/api/pictures", params={"name": "b.png"}, content=bomb(side)), 413, "b.png", "36 million")
+
+
+def test_bombs_in_the_folder(model, data):
+    from fastapi.testclient import TestClient
+
+    (data / "images" / "bomb.png").write_bytes(bomb(30_000))
+    (data / "images" / "text.png").write_text("no image")
+    with TestClient(build_app(model, "tiny", DataFolder(data, model.labels, 3)), base_url="http://localhost") as client:
+        for route in ("thumbnail", "picture"):
+            refused(client.get(f"/api/data/{route}", params={"image": "images/bomb.png"}), 413)
+            refused(client.get(f"/api/data/{route}", params={"image": "images/text.png"}), 422)
+        found = dict(told(client.get("/api/next", params={"num": 20}).text))["proposals"]
+        assert found["of"] == 6
+
+
+def test_names_with_scripts_come_back_as_text(client, picture):
+    name = "<img src=x onerror=alert(1)>.png"
+    response = client.post("/api/pictures", params={"name": name}, content=picture)
+    assert response.json()["name"] == name and response.headers["content-type"] == "application/json"
+    response = client.post("/api/pictures", params={"name": name}, content=b"x")
+    assert response.headers["content-type"] == "application/json"
+
+
+def test_parameters_out_of_range(client, picture):
+    key = client.post("/api/pictures", content=picture).json()["id"]
+    for address in (
+        "/api/samples?num=10000", "/api/samples?psi=nan", "/api/samples?psi=99", "/api/samples?seed=-1", "/api/samples?seed=x",
+        f"/api/refine?id={key}&steps=100000", f"/api/refine?id={key}&steps=0", "/api/refine", "/api/data?count=100000",
+        "/api/data?start=-1", "/api/data?which=everything", "/api/next?num=1000", f"/api/about/{'x' * 5000}?",
+    ):  # fmt: skip
+        assert 400 <= client.get(address).status_code < 500, address
+    refused(client.get("/api/refine", params={"id": "unknown"}), 404, "drop it again")
+    refused(client.post("/api/pictures", params={"name": "a" * 5000}, content=picture), 422)
+
+
+# ---------------------------------------------------------------- other sites, other hosts
+
+
+@pytest.mark.parametrize(
+    ("headers", "good"),
+    [
+        ({"host": "127.0.0.1:8765"}, True),
+        ({"host": "localhost"}, True),
+        ({"host": "[::1]:9"}, True),
+        ({"host": "LOCALHOST:8765", "origin": "http://localhost:8765"}, True),
+        ({"host": "evil.example:8765"}, False),
+        ({"host": "127.0.0.1.evil.example"}, False),
+        ({"host": "localhost.evil.example:8765"}, False),
+        ({"host": "evil.example#127.0.0.1:8765"}, False),
+        ({"host": ""}, False),
+        ({"origin": "http://127.0.0.1:8765"}, True),
+        ({"origin": "http://127.0.0.1:9999"}, False),
+        ({"origin": "https://127.0.0.1:8765"}, False),
+        ({"origin": "http://evil.example"}, False),
+        ({"origin": "null"}, False),
+        ({"sec-fetch-site": "same-origin"}, True),
+        ({"sec-fetch-site": "cross-site"}, False),
+        ({"sec-fetch-site": "same-site"}, False),
+    ],
+)
+def test_other_hosts_and_sites(client, data, headers, good):
+    before = (data / "masks" / "01.png").read_bytes()
+    response = client.get("/api/about", headers=headers)
+    saved = client.put(
+        "/api/data/mask",
+        params={"image": "images/01.png", "width": SIDE, "height": SIDE},
+        content=bytes(SIDE**2),
+        headers=headers,
+    )
+    assert (response.status_code, saved.status_code) == ((200, 200) if good else (403, 403))
+    assert ((data / "masks" / "01.png").read_bytes() != before) is good
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_two_hosts_are_none():
+    assert refusal("/", [(b"host", "127.0.0.1"), (b"host", "evil.example")])[0] == 403
+    assert refusal("/", [(b"host", "127.0.0.1"), (b"sec-fetch-site", "cross-site")]) is None  # a link to the page
+    assert refusal("/", [(b"host", "127.0.0.1"), (b"content-length", "-1")])[0] == 400
+    assert refusal("/", [(b"host", "127.0.0.1"), (b"content-length", "9" * 99)])[0] == 413
+
+
+# ---------------------------------------------------------------- large, many, gone
+
+
+def address_of(server):
+    return "127.0.0.1", int(server.rpartition(":")[2])
+
+
+def post(address, content):
+    with urlopen(Request(address, content, method="POST"), timeout=60) as response:
+        return json.load(response)
+
+
+def test_huge_uploads_are_refused_before_they_come(server):
+    with socket.create_connection(address_of(server), timeout=10) as line:
+        line.sendall(b"POST /api/pictures HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 209715200\r\n\r\n")
+        assert line.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_huge_uploads_without_a_length_are_refused(client, monkeypatch):
+    monkeypatch.setattr("semanticgan.web.session.MAX_BODY", 10_000)
+
+    def parts():
+        for _ in range(20):
+            yield bytes(1000)
+
+    refused(client.post("/api/pictures", content=parts()), 413, "smaller")
+    assert MAX_BODY < 200 * 10**6
+
+
+def test_forty_uploads_at_once(server, app, picture):
+    large = as_png(np.random.default_rng(0).integers(0, 255, (600, 600, 3), np.uint8))  # a MB
+
+    def send(k):
+        return post(f"{server}/api/pictures?name={k}.png&page={k % 3}", large if k % 2 else picture)
+
+    with ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(send, range(40)))
+    assert [answer["name"] for answer in answers] == [f"{k}.png" for k in range(40)]
+    session = app.state.session
+    assert session.at_the_door == 0 and session.worker.waiting == 0
+    assert not os.listdir(session.place.name)
+    assert len(session.pictures._kept) <= pictures.KEPT
+
+
+def test_a_client_that_leaves_stops_its_inversion(server, app, picture, monkeypatch):
+    running, steps = threading.Event(), []
+    session = app.state.session
+
+    def endless(job):
+        running.set()
+        while True:
+            job.breathe()
+            steps.append(time.monotonic())
+            job.tell("step", {})
+            time.sleep(0.01)
+
+    monkeypatch.setattr("semanticgan.web.answers.refine", lambda model, picture, count, job: endless(job))
+    key = post(f"{server}/api/pictures", picture)["id"]
+    with urlopen(f"{server}/api/refine?id={key}", timeout=10) as response:
+        assert response.readline() == b"event: waiting\n"
+        assert running.wait(10)
+        assert "answer" in post(f"{server}/api/pictures", picture)  # while it runs, others get their masks
+        assert len(steps) > 1
+    deadline = time.monotonic() + 10
+    while session.worker._running is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert session.worker._running is None
+
+
+def test_slow_uploads_are_given_up(server, app, monkeypatch):
+    monkeypatch.setattr("semanticgan.web.session.UPLOAD_SECONDS", 0.3)
+    with socket.create_connection(address_of(server), timeout=10) as line:
+        line.sendall(b"POST /api/pictures HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nabc")
+        assert line.recv(100).startswith(b"HTTP/1.1 408 ")
+    assert app.state.session.at_the_door == 0
+
+
+def test_too_many_at_the_door(client, app, picture):
+    app.state.session.at_the_door = 10**6
+    response = client.post("/api/pictures", content=picture)
+    refused(response, 503, "try again")
+    assert response.headers["retry-after"]
