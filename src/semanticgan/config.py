@@ -44,8 +44,8 @@ class NetworkConfig(Section):
     d_seg_filters: Width = 32
     d_seg_scales: int = Field(2, ge=1, le=8)
     d_seg_layers: int = Field(3, ge=1, le=16)
-    encoder_trunk: Literal["residual", "efficientnet-lite0"] = Field(
-        "residual", description="E's first layers: its own, or pretrained on ImageNet (then encoder.kimg=20 is enough)"
+    encoder_trunk: Literal["efficientnet-lite0", "residual"] = Field(
+        "efficientnet-lite0", description="E's first layers: pretrained on ImageNet, or its own (then encoder.kimg=150 is better)"
     )
     encoder_widths: tuple[EncoderWidth, ...] = Field(
         (64, 128, 192, 256), min_length=1, description="channels of the residual trunk by stage; every stage halves the side"
@@ -74,7 +74,7 @@ class GanConfig(Section):
 
 
 class EncoderConfig(Section):
-    kimg: float = Field(150, gt=0, description="length of the stage in thousands of images, all three kinds counted")
+    kimg: float = Field(48, gt=0, description="length of the stage in thousands of images, all three kinds counted")
     batch: int = Field(48, ge=6, description="a third each: unlabelled, labelled, G's own samples")
     lr: float = Field(1e-3, gt=0)
     trunk_lr: float = Field(0.3, ge=0, description="learning rate of a pretrained trunk, relative to lr")
@@ -83,11 +83,39 @@ class EncoderConfig(Section):
     lpips: float = Field(2, ge=0)
     labeled: float = Field(1, ge=0, description="weight of cross-entropy + Dice on labelled images")
     samples: float = Field(1, ge=0, description="weight of cross-entropy + Dice on G's samples")
+    pseudo: float = Field(1, ge=0, description="weight of cross-entropy + Dice on unlabelled images, as E itself labels them")
+    pseudo_threshold: float = Field(0.8, ge=0, le=1, description="pixels that E is less sure of teach nothing")
     latent: float = Field(0.3, ge=0, description="weight of the whitened distance to the samples' known ws")
     augment: float = Field(1, ge=0, description="strength of the colour and scale changes to E's input")
-    zoom_out: float = Field(0, ge=0, le=1, description="share of labelled images and samples that E sees from farther away")
+    zoom_out: float = Field(0.5, ge=0, le=1, description="share of E's images that it sees from farther away")
     ema_half_life_kimg: float = Field(2, gt=0)
     grad_clip: float = Field(5, gt=0)
+
+
+class StudentConfig(Section):
+    kimg: float = Field(100, gt=0, description="length of the training in thousands of images, of all sources together")
+    batch: int = Field(48, ge=3, description="shared evenly by the sources whose weight is not 0")
+    widths: tuple[Width, ...] = Field(
+        (32, 64, 128, 192, 256), min_length=1, description="channels of the U-Net by level, full resolution first"
+    )
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    labeled: float = Field(1, ge=0, description="weight of the labelled images")
+    samples: float = Field(1, ge=0, description="weight of G's samples with their label maps")
+    pseudo: float = Field(1, ge=0, description="weight of unlabelled images, as the teacher labels them")
+    pseudo_threshold: float = Field(0.6, ge=0, le=1, description="pixels that the teacher is less sure of teach nothing")
+    drop: float = Field(0.2, ge=0, lt=1, description="share of G's samples that the filter throws away")
+    augment: float = Field(1, ge=0, description="strength of the changes of place and colour")
+    zoom_out: float = Field(0.3, ge=0, le=1, description="share of the images that are seen from farther away")
+    texture: float = Field(0.5, ge=0, le=1, description="share of the images that get another texture")
+    ema_half_life_kimg: float = Field(2, gt=0)
+    grad_clip: float = Field(5, gt=0)
+
+    @model_validator(mode="after")
+    def _taught(self) -> "StudentConfig":
+        if not self.labeled + self.samples + self.pseudo:
+            raise ValueError("got weight 0 for labeled, samples and pseudo, expected one above 0")
+        return self
 
 
 class InversionConfig(Section):
@@ -120,6 +148,7 @@ class Config(Section):
     networks: NetworkConfig = NetworkConfig()
     gan: GanConfig = GanConfig()
     encoder: EncoderConfig = EncoderConfig()
+    student: StudentConfig = StudentConfig()
     inversion: InversionConfig = InversionConfig()
     predict: PredictConfig = PredictConfig()
     run: RunConfig = RunConfig()
@@ -143,15 +172,24 @@ def require_sizes_fit(data: DataConfig, networks: NetworkConfig) -> None:
         )
 
 
-class ModelConfig(Section):
-    """`config.json` of an exported model folder."""
+def require_levels_fit(data: DataConfig, widths: tuple[int, ...]) -> None:
+    """Raises ValueError unless a U-Net has a level or more, and its last one a pixel."""
+    most = data.resolution.bit_length()
+    if not 1 <= len(widths) <= most:
+        raise ValueError(f"widths: got {len(widths)} levels, expected 1 to {most} for data.resolution {data.resolution}")
 
-    kind: Literal["semanticgan"] = "semanticgan"
+
+class ModelConfig(Section):
+    """`config.json` of an exported model folder: of a generator with or without an encoder, or of a student, a U-Net."""
+
+    kind: Literal["semanticgan", "student"] = "semanticgan"
     labels: LabelSpec
     data: DataConfig
-    networks: NetworkConfig
-    inversion: InversionConfig
+    networks: NetworkConfig = Field(NetworkConfig(), description="of G and E")
+    inversion: InversionConfig = InversionConfig()
     has_encoder: bool = True
+    widths: tuple[Width, ...] = Field((), description="of a student: channels of its U-Net by level")
+    teacher: str = Field("", description="of a student: the model that it learnt from")
     views: bool = True
     zoom: bool = False
     steps: int = Field(0, ge=0, description="default inversion steps, chosen on validation images")
@@ -160,18 +198,33 @@ class ModelConfig(Section):
     versions: dict[str, str] = {}
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> "ModelConfig":
-        require_sizes_fit(self.data, self.networks)
+    def _whole(self) -> "ModelConfig":
+        for name in STUDENTS_OWN if self.kind == "student" else GENERATORS_OWN[:2]:
+            if name not in self.model_fields_set:
+                raise ValueError(f"{name}: missing")
+        if self.kind == "student":
+            require_levels_fit(self.data, self.widths)
+        else:
+            require_sizes_fit(self.data, self.networks)
         return self
 
+    def to_json(self) -> str:
+        """What read_model_config reads: without the fields that a model of this kind has no use for."""
+        return self.model_dump_json(indent=1, exclude=set(GENERATORS_OWN if self.kind == "student" else STUDENTS_OWN)) + "\n"
 
+
+GENERATORS_OWN = ("networks", "inversion", "has_encoder", "steps", "distance_quantiles")  # fields of ModelConfig
+STUDENTS_OWN = ("widths", "teacher")
+
+
+STUDENT = "student"  # the preset that a run of `distill` names; its data and networks are the teacher's
 # The presets, each as its difference from the defaults above (which are cpu64's).
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny32": {
         "data": {"resolution": 32},
         "networks": {
             "z_dim": 64, "w_dim": 64, "mapping_layers": 2, "widths": {4: 64, 8: 64, 16: 48, 32: 32},
-            "d_seg_filters": 16, "encoder_widths": (32, 64, 96),
+            "d_seg_filters": 16, "encoder_trunk": "residual", "encoder_widths": (32, 64, 96),
         },
         "gan": {
             "kimg": 18, "batch": 8, "lr_g": 0.003, "lr_d_img": 0.003, "style_mixing": 0,
@@ -191,7 +244,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "networks": {
             "z_dim": 512, "w_dim": 512, "mapping_layers": 8,
             "widths": {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128},
-            "d_seg_filters": 64, "d_seg_scales": 3, "encoder_widths": (64, 128, 256, 384, 512, 512),
+            "d_seg_filters": 64, "d_seg_scales": 3, "encoder_trunk": "residual", "encoder_widths": (64, 128, 256, 384, 512, 512),
         },
         "gan": {"kimg": 3200, "r1_gamma": 10, "pl_weight": 2, "feature_matching": 2, "ema_half_life_kimg": 10},
         "encoder": {"kimg": 3200, "lr": 1e-3, "mse": 1, "lpips": 10},

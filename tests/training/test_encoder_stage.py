@@ -86,7 +86,7 @@ def test_what_the_stage_leaves(whole):
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
     assert [line["kimg"] for line in lines] == [0.024, 0.048]
     assert all(0 <= line["val_iou"] <= 1 for line in lines)
-    assert {"loss", "mse", "lpips", "labeled", "samples", "latent", "grad_norm", "images_per_second"} <= lines[0].keys()
+    assert {"loss", "mse", "lpips", "pseudo", "labeled", "samples", "latent", "grad_norm", "images_per_second"} <= lines[0].keys()
     best = load_checkpoint(folder / "checkpoints" / "encoder-best.pt")
     scores = {line["kimg"]: line["val_iou"] for line in lines}
     assert scores[best["kimg"]] == max(scores.values()) == state.best
@@ -174,6 +174,34 @@ def test_ignored_pixels_move_too_and_stay_ignored(config, small_data, G, lpips):
     label[:, :, 8:] = 2
     moved = this.moved(torch.zeros(4, 3, 16, 16), label, torch.Generator().manual_seed(1))[1]
     assert set(moved.unique().tolist()) == {2, IGNORE_INDEX}
+
+
+def test_pseudo_labels_are_the_averaged_es_own_where_it_is_sure(small_config, small_data, G, lpips):
+    images = np.array(small_data[0].images[:4])
+    img = transforms.to_float(torch.from_numpy(images))
+    same = ("run.precision=fp32", "data.symmetry=none")
+    this = trainer(small_config(*same, "encoder.pseudo_threshold=0"), small_data[0], G, lpips)
+    logits = this.explain(images)[1]
+    assert torch.equal(this.guess(img), logits.argmax(1))
+    median = float(logits.softmax(1).amax(1).median())
+    some = trainer(small_config(*same, f"encoder.pseudo_threshold={median}"), small_data[0], G, lpips).guess(img)
+    known = some != IGNORE_INDEX
+    assert torch.equal(some[known], logits.argmax(1)[known]) and 0.4 < known.float().mean() < 0.6
+    off = trainer(small_config(*same, "encoder.pseudo=0"), small_data[0], G, lpips)
+    assert (off.guess(img) == IGNORE_INDEX).all() and off.update(0, 1.0)["pseudo"] == 0
+
+
+def test_mirrored_images_get_mirrored_pseudo_labels(small_config, small_data, G, lpips):
+    img = transforms.to_float(torch.from_numpy(np.array(small_data[0].images[:4])))
+    this = trainer(
+        small_config("run.precision=fp32", "data.symmetry=flip", "encoder.pseudo_threshold=0"), small_data[0], G, lpips
+    )
+    assert (this.guess(img.flip(-1)) == this.guess(img).flip(-1)).float().mean() > 0.999  # but for rounding of ties
+
+
+def test_pseudo_labels_count_more_as_e_learns(config, small_data, G, lpips):
+    start, ramp, end = (float(trainer(config, small_data[0], G, lpips).update(0, share)["pseudo"]) for share in (0.0, 0.125, 1.0))
+    assert start == 0 and ramp == pytest.approx(end / 2, rel=1e-6)
 
 
 def test_labels_that_are_all_ignored_leave_a_finite_loss(config, small_data, G, lpips):

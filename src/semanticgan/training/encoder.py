@@ -17,6 +17,7 @@ from semanticgan.data.zoom_out import zoom_out
 from semanticgan.ema import ema_decay, update_ema
 from semanticgan.inversion import enlarge
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
+from semanticgan.memory import keep_freed_memory
 from semanticgan.metrics.segmentation import confusion, iou
 from semanticgan.nn.backbone import EfficientNetLite0
 from semanticgan.nn.encoder import Encoder
@@ -30,6 +31,7 @@ from semanticgan.visuals import grid, save_png, to_rgb
 
 WARMUP = 0.03  # share of the stage in which the learning rate rises
 VALIDATED = 32  # validation images at once
+PSEUDO_RAMP = 0.25  # share of the stage in which the weight of E's own label maps rises
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class EncoderTrainer:
         self, config: Config, labels: LabelSpec, data: TrainingData, G: Generator, lpips: LPIPS, state: State, device: str,
         world: World = ALONE,
     ) -> None:  # fmt: skip
+        keep_freed_memory()
         self.config, self.weights, self.labels, self.data = config, config.encoder, labels, data
         self.G, self.lpips, self.state, self.device, self.world = G, lpips, state, torch.device(device), world
         self.third = config.encoder.batch // 3
@@ -125,17 +128,18 @@ class EncoderTrainer:
 
     def update(self, nimg: int, progress: float) -> dict[str, Tensor]:
         n, w, random = self.third // self.world.size, self.weights, generator(self.config.run.seed, "encoder", nimg)
-        real = self.draw_unlabeled(nimg // 3, random)
+        real_seen, guess, real = self.draw_unlabeled(nimg // 3, random)
         labeled, label = self.draw_labeled(nimg // 3, random)
         sample, sample_label, clean, ws_known = self.draw_samples(random)
         with self.autocast():
-            ws = self.state.E(torch.cat([real, labeled, sample]))
+            ws = self.state.E(torch.cat([real_seen, labeled, sample]))
             img, seg_logits = self.G.synthesis(ws, noise="none")
             distance = self.lpips(enlarge(img[:n]), enlarge(real)).mean()
         unmoved = len(ws_known)
         terms = {
             "mse": torch.nn.functional.mse_loss(img[:n], real),
             "lpips": distance.float(),
+            "pseudo": self.mask_loss(seg_logits[:n], guess) * min(1.0, progress / PSEUDO_RAMP),
             "labeled": self.mask_loss(seg_logits[n : 2 * n], label),
             "samples": self.mask_loss(seg_logits[2 * n :], sample_label),
             "latent": ((ws[2 * n : 2 * n + unmoved] - ws_known) / self.w_deviation).square().mean(),
@@ -161,11 +165,27 @@ class EncoderTrainer:
     def mask_loss(self, seg_logits: Float[Tensor, "n k r r"], label: Int[Tensor, "n r r"]) -> Float[Tensor, ""]:
         return losses.cross_entropy(seg_logits, label) + losses.dice_loss(seg_logits, label)
 
-    def draw_unlabeled(self, position: int, random: torch.Generator) -> Float[Tensor, "n c r r"]:
+    def draw_unlabeled(self, position: int, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Images as E sees them, what it takes their label maps to be, and the same images in their own colours."""
         chosen = self.world.mine(self.unlabeled_stream.indices(position, self.third))
         img = transforms.to_float(self.to_device(self.data.images[chosen]))
-        views = transforms.random_views(self.config.data.symmetry, self.third, random)
-        return transforms.apply_views(img, self.world.mine(views))
+        real, guess = self.moved(img, self.guess(img), random)
+        return transforms.recolour(real, random, self.weights.augment, self.world.part), guess, real
+
+    @torch.no_grad()
+    def guess(self, img: Float[Tensor, "n c r r"]) -> Int[Tensor, "n r r"]:
+        """Pseudo-labels (FixMatch, arXiv 2001.07685): the averaged E's class where it is sure of it, else 255.
+
+        Sure after averaging with the mirror image, where the data are as plausible that way round.
+        """
+        if not self.weights.pseudo:
+            return torch.full(img.shape[:1] + img.shape[2:], IGNORE_INDEX, device=img.device)
+        views = (0,) if self.config.data.symmetry == "none" else (0, 1)
+        with self.autocast():
+            looks = [self.G.synthesis(self.state.E_ema(transforms.view(img, k)), noise="none")[1] for k in views]
+        probs = torch.stack([transforms.unview(x.float().softmax(1), k) for x, k in zip(looks, views, strict=True)]).mean(0)
+        sure, label = probs.max(1)
+        return label.masked_fill(sure < self.weights.pseudo_threshold, IGNORE_INDEX)
 
     def draw_labeled(self, position: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = self.world.mine(self.labeled_stream.indices(position, self.third))
