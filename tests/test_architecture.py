@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "errors": set(),
     "files": set(),
+    "memory": set(),
     "labels": set(),
     "config": {"labels"},
     "visuals": {"labels"},
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     "charts": set(),
     "page": {"charts"},
     "scores": set(),
-    "report": {"charts", "data", "labels", "metrics", "model", "page", "scores", "visuals"},
+    "report": {"charts", "config", "data", "labels", "metrics", "model", "page", "scores", "visuals"},
     "figures": {"charts", "data", "inversion", "model", "scores", "visuals"},
     "export": {"__init__", "model"},
     "suggest": {"data", "inversion", "model", "predict"},
@@ -52,13 +53,13 @@ MAY_IMPORT = {
     "training.distributed": {"training.checkpoint"},
     "training": {
         "config", "labels", "data", "nn", "losses", "ema", "metrics", "visuals", "inversion", "predict", "evaluation",
-        "model", "report", "training", "__init__",
+        "memory", "model", "report", "training", "__init__",
     },
     "demo": {"*"},
     "cli": {
         "__init__", "cli", "config", "data", "demo", "evaluation", "export", "figures", "formats", "labels", "model",
         "reference_weights", "report", "scores", "suggest", "web",
-        "training.distributed", "training.run", "training.stages", "visuals",
+        "training.distill", "training.distributed", "training.run", "training.stages", "visuals",
     },
 }  # fmt: skip
 # Third-party packages and the import names under which pyproject.toml's dependencies are known.
@@ -73,6 +74,7 @@ NO_TORCH = (
     "cli.inputs",
     "cli.output",
     "cli.convert",
+    "cli.distill",
     "cli.export",
     "cli.options",
     "cli.plot",

@@ -59,8 +59,8 @@ def in_fixed_batches(f: Callable[..., Tensor | Sequence[Tensor]], *inputs: Tenso
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
-    taken = x.index_select(0, index)
-    return taken.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else taken
+    """Some samples, maps channels-last."""
+    return x.movedim(1, -1).index_select(0, index).movedim(-1, 1) if x.dim() == 4 else x.index_select(0, index)
 
 
 # ---------------------------------------------------------------- where the mapping network puts ws
@@ -163,7 +163,7 @@ class _Objective:
         _, out = self.G.synthesis.run(ws, noise or "none", self.done, x=x, out=out)
         img, seg_logits = out.split([self.G.img_channels, self.G.num_classes], 1)
         target = _take(self.img, index)
-        features = [f.index_select(0, index) for f in self.features]
+        features = [_take(f, index) for f in self.features]
         loss = self.config.lpips * self.lpips.distance(self.lpips.features(enlarge(img)), features).float()
         loss = loss + self.config.mse * (img - target).square().mean((1, 2, 3))
         if prior is not None and self.config.prior > 0:
@@ -224,7 +224,8 @@ def invert(
                 here = [v[index].requires_grad_() for v in variables]
                 with torch.enable_grad():
                     loss, out, seg_logits = objective(index, here, prior)
-                    grads = torch.autograd.grad(loss.sum(), here) if step < steps else ()
+                with autocast(img.device, False):  # the backward pass has its precisions from the forward one
+                    grads = torch.autograd.grad(loss, here, torch.ones_like(loss)) if step < steps else ()
                 search.record(index, step, loss.detach(), [out.detach(), seg_logits.detach(), *(v.detach() for v in here)])
                 for k, grad in enumerate(grads):
                     value = adam.step(k, index, here[k].detach(), grad, config.lr * learning_rate(step, steps), step)

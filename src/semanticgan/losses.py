@@ -56,12 +56,15 @@ def feature_matching(real_features: Sequence[Maps], fake_features: Sequence[Maps
     fake batches are of one size.
     """
     scales = [
-        torch.stack(
-            [F.l1_loss(_at_least_float32(f), _at_least_float32(r.detach())) for r, f in zip(real[:-1], fake[:-1], strict=True)]
-        ).mean()
+        torch.stack([_mean_distance(f, r.detach()) for r, f in zip(real[:-1], fake[:-1], strict=True)]).mean()
         for real, fake in zip(real_features, fake_features, strict=True)
     ]
     return torch.stack(scales).mean()
+
+
+def _mean_distance(a: Tensor, b: Tensor) -> Tensor:
+    """L1. A mean's gradient would be a full map, and in the default layout; a sum's is one number and takes any layout."""
+    return (_at_least_float32(a) - _at_least_float32(b)).abs().sum() / a.numel()
 
 
 # ---- Regularisation ----

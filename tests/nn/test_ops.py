@@ -114,3 +114,33 @@ def test_depthwise_equals_grouped_convolution_and_its_gradients(kernel, stride, 
     up = torch.randn_like(wanted)
     for mine, theirs in zip(*(torch.autograd.grad(y, (x, weight, bias), up) for y in (got, wanted)), strict=True):
         assert torch.allclose(mine, theirs)  # float64
+
+
+def test_instance_norm_is_pytorchs():
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(ops.instance_norm(x), functional.instance_norm(x), **EXACT)
+    small = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    for divisor in (None, torch.tensor(0.01, dtype=torch.float64, requires_grad=True)):
+        assert torch.autograd.gradcheck(ops.instance_norm, (small, divisor))
+        assert torch.autograd.gradgradcheck(ops.instance_norm, (small, divisor))
+
+
+@pytest.mark.parametrize("divisor", [300.0, 0.02, -2.0])
+def test_instance_norm_divides_without_dividing(divisor):
+    x, divisor = torch.randn(2, 3, 5, 5, dtype=torch.float64), torch.tensor(divisor, dtype=torch.float64)
+    torch.testing.assert_close(ops.instance_norm(x, divisor), functional.instance_norm(x / divisor), **EXACT)
+
+
+def test_instance_norm_in_bfloat16_is_as_exact_as_its_input():
+    x = torch.randn(2, 3, 16, 16).bfloat16()
+    # a bfloat16 has 8 bits: values up to 4 are rounded by up to 1/64
+    torch.testing.assert_close(ops.instance_norm(x).float(), functional.instance_norm(x.float()), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(4, 2), (3, 1), (4, 0), (1, 0)])
+def test_convolution_to_one_channel(kernel, padding):
+    x, weight, bias = randn(2, 3, 6, 5), randn(1, 3, kernel, kernel), randn(1)
+    got = ops.conv2d_to_one(x, weight, bias, padding)
+    torch.testing.assert_close(got, functional.conv2d(x, weight, bias, padding=padding), **EXACT)
+    small = (randn(1, 2, 4, 4), randn(1, 2, 3, 3), randn(1))
+    assert torch.autograd.gradgradcheck(lambda *inputs: ops.conv2d_to_one(*inputs, 1).square(), small)

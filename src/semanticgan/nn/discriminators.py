@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from semanticgan.nn import ops
-from semanticgan.nn.layers import EqualConv2d, EqualLinear, MinibatchStd, SpectralConv2d, instance_norm
+from semanticgan.nn.layers import EqualConv2d, EqualLinear, MinibatchStd, SpectralConv2d
 
 
 class ResidualBlock(nn.Module):
@@ -68,10 +68,10 @@ class PatchDiscriminator(nn.Module):
         self.last = nn.Conv2d(widths[-1], 1, 4, padding=2)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> list[Float[Tensor, "n _ _ _"]]:
-        features = [ops.leaky_relu(self.first(x))]
+        features = [ops.leaky_relu_(self.first(x))]
         for conv in self.middle:
-            features.append(ops.leaky_relu(instance_norm(conv(features[-1]))))
-        return [*features, self.last(features[-1])]
+            features.append(ops.leaky_relu(ops.instance_norm(conv.undivided(features[-1]), conv.sigma())))
+        return [*features, ops.conv2d_to_one(features[-1], self.last.weight, self.last.bias, padding=2)]
 
 
 class MultiScaleDiscriminator(nn.Module):

@@ -30,7 +30,8 @@ class EqualLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
         with torch.autocast(x.device.type, enabled=False):
-            y = functional.linear(x.to(self.weight.dtype), self.weight * self.weight_gain, self.bias * self.bias_gain)
+            x = x.to(self.weight.dtype)
+            y = torch.addmm(self.bias, x, self.weight.t(), beta=self.bias_gain, alpha=self.weight_gain)
             return ops.leaky_relu(y) * ops.LEAKY_GAIN if self.activate else y
 
 
@@ -57,7 +58,7 @@ class EqualConv2d(nn.Module):
         # leaky_relu(y) * gain == leaky_relu(y * gain): the gain costs nothing on the weight
         bias = None if self.bias is None else self.bias * self.gain
         y = functional.conv2d(x, self.weight * self.weight_gain, bias, self.stride, self.padding)
-        return y if self.bias is None else ops.leaky_relu(y)
+        return y if self.bias is None else ops.leaky_relu_(y)
 
 
 class StyledConv(nn.Module):
@@ -71,7 +72,7 @@ class StyledConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.weight_gain = 1 / math.sqrt(in_channels * 9)
+        self.epsilon = 1e-8 * in_channels * 9  # demodulation cancels the weight's gain, 1 / sqrt(9 in_channels), but for this
         self.register_buffer("up_kernel", ops.binomial_kernel(4.0) if up else None, persistent=False)
 
     def forward(
@@ -80,16 +81,17 @@ class StyledConv(nn.Module):
         w: Float[Tensor, "n w_dim"],
         noise: Float[Tensor, "n 1 h2 w2"] | str,  # a map, "random" or "none"
     ) -> Float[Tensor, "n o h2 w2"]:
-        style, weight = self.affine(w), self.weight * self.weight_gain
-        y = ops.modulated_conv2d(x, weight, style, up_kernel=self.up_kernel)
+        style = self.affine(w)
+        y = ops.modulated_conv2d(x, self.weight, style, up_kernel=self.up_kernel)
         # sqrt 2 of the activation is folded into the three terms below: full-size passes are what costs here
-        demod = (ops.demodulation(weight, style) * ops.LEAKY_GAIN).to(y.dtype)[:, :, None, None]
+        demod = ops.demodulation(self.weight, style, self.epsilon)
+        demod = (demod * ops.LEAKY_GAIN).to(y.dtype)[:, :, None, None]
         y = torch.addcmul((self.bias * ops.LEAKY_GAIN).to(y.dtype)[None, :, None, None], y, demod)
         if isinstance(noise, Tensor) or noise == "random":
             if not isinstance(noise, Tensor):
                 noise = torch.randn(y.shape[0], 1, *y.shape[2:], dtype=y.dtype, device=y.device)
             y = y + (noise * (self.noise_strength * ops.LEAKY_GAIN)).to(y.dtype)
-        return ops.leaky_relu(y)
+        return ops.leaky_relu_(y)
 
 
 class ToOutput(nn.Module):
@@ -125,14 +127,15 @@ class MinibatchStd(nn.Module):
         n, _, h, w = x.shape
         size = next(size for size in range(min(self.group, n), 0, -1) if n % size == 0)
         groups = x.reshape(size, n // size, -1)  # [size, N / size, C H W]
-        std = (groups.var(0, unbiased=False) + 1e-8).sqrt().mean(1)
+        variance = (groups - groups.mean(0)).square().mean(0)  # the framework's own is slow along a short first axis
+        std = (variance + 1e-8).sqrt().mean(1)
         return torch.cat([x, std.repeat(size)[:, None, None, None].expand(n, 1, h, w)], 1)
 
 
 class SpectralConv2d(nn.Module):
-    """Convolution without bias whose weight is divided by its largest singular value (arXiv 1802.05957).
+    """Convolution without bias whose weight is divided by its largest singular value sigma (arXiv 1802.05957).
 
-    In training mode each forward does one step of power iteration on the buffers; in evaluation mode they stay.
+    In training mode each look at sigma does one step of power iteration on the buffers; in evaluation mode they stay.
     """
 
     u: Tensor
@@ -146,22 +149,27 @@ class SpectralConv2d(nn.Module):
         self.register_buffer("u", functional.normalize(torch.randn(out_channels), dim=0))
         self.register_buffer("v", functional.normalize(torch.randn(in_channels * kernel**2), dim=0))
 
-    def _sigma(self) -> Float[Tensor, ""]:
+    def sigma(self) -> Float[Tensor, ""]:
+        """The largest singular value as far as the power iteration has come."""
+        _, i, k, _ = self.weight.shape
         with torch.autocast(self.weight.device.type, enabled=False):
-            matrix = self.weight.flatten(1)
+            # rows in the order [kh, kw, i], a view where the weight is channels-last; v has [i, kh, kw]
+            matrix = self.weight.permute(0, 2, 3, 1).flatten(1)
+            u = self.u.clone()  # the next look changes the buffer before this one's backward pass reads it
             if self.training:
-                with torch.no_grad():
-                    self.v.copy_(functional.normalize(matrix.t().mv(self.u), dim=0))
-                    self.u.copy_(functional.normalize(matrix.mv(self.v), dim=0))
-            # copies: the next forward changes the buffers before this one's backward reads them
-            return self.u.clone().dot(matrix.mv(self.v.clone()))
+                right = functional.normalize(matrix.detach().t().mv(u), dim=0)
+                self.v.copy_(right.view(k, k, i).permute(2, 0, 1).flatten())
+            else:
+                right = self.v.view(i, k, k).permute(1, 2, 0).flatten()
+            image = matrix.mv(right)
+            if self.training:
+                u = functional.normalize(image.detach(), dim=0)
+                self.u.copy_(u)
+            return u.dot(image)
+
+    def undivided(self, x: Float[Tensor, "n i h w"]) -> Float[Tensor, "n o h2 w2"]:
+        """The convolution without the division."""
+        return functional.conv2d(x, self.weight, None, self.stride, self.padding)
 
     def forward(self, x: Float[Tensor, "n i h w"]) -> Float[Tensor, "n o h2 w2"]:
-        return functional.conv2d(x, self.weight / self._sigma(), None, self.stride, self.padding)
-
-
-def instance_norm(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    """Zero mean and unit variance over each sample's channel, statistics in at least float32 (arXiv 1607.08022)."""
-    var, mean = torch.var_mean(x.float() if x.dtype == torch.bfloat16 else x, (2, 3), keepdim=True, unbiased=False)
-    scale = (var + 1e-5).rsqrt()
-    return torch.addcmul((-mean * scale).to(x.dtype), x, scale.to(x.dtype))
+        return functional.conv2d(x, self.weight / self.sigma(), None, self.stride, self.padding)

@@ -19,6 +19,12 @@ def binomial_kernel(gain: float = 1.0) -> Float[Tensor, "4 4"]:
     return torch.outer(taps, taps) * (gain / 64)
 
 
+def _zeros(like: Tensor, size: list[int]) -> Tensor:
+    """Channels-last maps of another size, all zero."""
+    shape = (*like.shape[:2], *size)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last).zero_()
+
+
 class _Blur(torch.autograd.Function):
     """Depthwise filter whose gradient is the same filter again: PyTorch's own is up to a hundred times slower at stride 2."""
 
@@ -35,8 +41,7 @@ class _Blur(torch.autograd.Function):
         padding, stride, shape = ctx.geometry
         if stride > 1:  # zeros between the pixels, and below them where the last window left rows over
             size = [side - 3 + 2 * padding for side in shape[2:]]
-            spread = torch.zeros(*shape[:2], *size, dtype=grad.dtype, device=grad.device)
-            spread = spread.contiguous(memory_format=torch.channels_last)
+            spread = _zeros(grad, size)
             spread[:, :, ::stride, ::stride] = grad
             grad = spread
         return _Blur.apply(grad, kernel, 3 - padding, 1), None, None, None
@@ -74,8 +79,7 @@ class _DepthwiseConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             if stride > 1:
                 size = [side - kernel + 1 for side in padded.shape[2:]]
-                spread = torch.zeros(*grad.shape[:2], *size, dtype=grad.dtype, device=grad.device)
-                spread = spread.contiguous(memory_format=torch.channels_last)
+                spread = _zeros(grad, size)
                 spread[:, :, ::stride, ::stride] = grad
                 grad = spread
             turned = weight.to(grad.dtype).flip(2, 3).contiguous()
@@ -90,13 +94,25 @@ def depthwise_conv2d(
     return _DepthwiseConv.apply(x, weight, stride, padding) + bias.to(x.dtype)[:, None, None]
 
 
+class _Upsample(torch.autograd.Function):
+    """Bilinear interpolation with the strided blur as its gradient: the framework's takes several times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ringed = functional.pad(x, (1, 1, 1, 1))
+        return functional.interpolate(ringed, scale_factor=2, mode="bilinear", align_corners=False)[:, :, 2:-2, 2:-2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Blur.apply(grad, binomial_kernel(4.0).to(grad), 1, 2)
+
+
 def upsample(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 2*h 2*w"]:
     """Double the size with the [1,3,3,1] filter, zeros outside.
 
-    Those taps are bilinear interpolation except at the border, which the ring of zeros settles.
+    Those taps are bilinear interpolation except at the border, which a ring of zeros settles.
     """
-    ringed = functional.pad(x, (1, 1, 1, 1))
-    return functional.interpolate(ringed, scale_factor=2, mode="bilinear", align_corners=False)[:, :, 2:-2, 2:-2]
+    return _Upsample.apply(x)
 
 
 def leaky_relu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -104,10 +120,73 @@ def leaky_relu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return functional.leaky_relu(x, LEAKY_SLOPE)
 
 
-def demodulation(weight: Float[Tensor, "o c kh kw"], style: Float[Tensor, "n c"]) -> Float[Tensor, "n o"]:
+def conv2d_to_one(
+    x: Float[Tensor, "n c h w"], weight: Float[Tensor, "1 c k k"], bias: Float[Tensor, " 1"], padding: int
+) -> Float[Tensor, "n 1 h2 w2"]:
+    """Convolution to a single channel: one product gives what each pixel adds through every tap, then the taps are laid on
+    top of each other in float32. Libraries' convolutions, made for many channels, take several times as long.
+    """
+    h, w, k = *x.shape[2:], weight.shape[-1]
+    taps = functional.conv2d(x, weight[0].flip(1, 2).flatten(1).t()[:, :, None, None])  # [N, k k, H, W]
+    grown = 2 * padding - k + 1
+    taps = taps.flatten(2).to(bias.dtype)
+    return functional.fold(taps, (h + grown, w + grown), k, padding=k - 1 - padding) + bias[:, None, None]
+
+
+class _InstanceNorm(torch.autograd.Function):
+    """A few plain passes each way; the framework's variance takes ten times as long over the sides of channels-last maps.
+
+    The factor is an output too, so that the backward pass can be differentiated again from what the forward one kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        exact = x.float() if x.dtype == torch.bfloat16 else x
+        centred = exact - exact.mean((2, 3), keepdim=True)
+        # the norm of x / divisor: epsilon grows instead, and the sign goes along
+        epsilon = 1e-5 * divisor.square()
+        factor = (centred.square().mean((2, 3), keepdim=True) + epsilon).rsqrt() * divisor.sign()
+        y = centred.mul_(factor).to(x.dtype)
+        ctx.save_for_backward(y, factor, divisor)
+        return y, factor
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_factor: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        y, factor, divisor = ctx.saved_tensors
+        dtype, places = y.dtype, y[0, 0].numel()
+        grad = torch.zeros_like(y) if grad is None else grad
+        grad, y = grad.to(factor.dtype), y.to(factor.dtype)
+        along = (grad * y).mean((2, 3), keepdim=True)
+        if grad_factor is not None:
+            along = along + grad_factor * factor / places
+        grad_x = torch.addcmul(grad - grad.mean((2, 3), keepdim=True), y, along, value=-1) * factor
+        grad_divisor = (factor.square() * along).sum() * divisor * (-1e-5 * places) if ctx.needs_input_grad[1] else None
+        return grad_x.to(dtype), grad_divisor
+
+
+def instance_norm(
+    x: Float[Tensor, "n c h w"],
+    divisor: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, "n c h w"]:
+    """Zero mean and unit variance over each sample's channel, statistics in at least float32 (arXiv 1607.08022).
+
+    With a divisor, the norm of x / divisor: but for its sign it cancels except in epsilon, so nobody need divide.
+    """
+    if divisor is None:
+        divisor = torch.ones((), dtype=torch.float32 if x.dtype == torch.bfloat16 else x.dtype, device=x.device)
+    return _InstanceNorm.apply(x, divisor)[0]
+
+
+def leaky_relu_(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The same in place, for what nobody else needs: half the memory, and its gradient reads the sign off the result."""
+    return functional.leaky_relu_(x, LEAKY_SLOPE)
+
+
+def demodulation(weight: Float[Tensor, "o c kh kw"], style: Float[Tensor, "n c"], epsilon: float = 1e-8) -> Float[Tensor, "n o"]:
     """1 / norm of each sample's modulated filter (arXiv 1912.04958, eq. 3), in the style's own precision."""
     with torch.autocast(weight.device.type, enabled=False):
-        return (style.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()
+        return (style.square() @ weight.square().sum((2, 3)).t() + epsilon).rsqrt()
 
 
 def modulated_conv2d(

@@ -14,6 +14,7 @@ from semanticgan.data import transforms
 from semanticgan.data.stream import Stream, generator
 from semanticgan.ema import ema_decay, update_ema
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
+from semanticgan.memory import keep_freed_memory
 from semanticgan.nn.discriminators import ImageDiscriminator, MultiScaleDiscriminator
 from semanticgan.nn.generator import Generator
 from semanticgan.training.checkpoint import State
@@ -61,7 +62,7 @@ def new_gan_state(config: Config, num_classes: int, channels: int, device: str) 
 
     def adam(net: torch.nn.Module, lr: float, every: int) -> torch.optim.Adam:
         ratio = every / (every + 1) if every else 1.0  # StyleGAN2, appendix B: one step in `every` counts twice
-        return torch.optim.Adam(net.parameters(), lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8, foreach=True)
+        return torch.optim.Adam(net.parameters(), lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8, fused=True)
 
     members = {
         "G": G, "D_img": D_img, "D_seg": D_seg, "G_ema": G_ema,
@@ -126,6 +127,7 @@ class GanTrainer:
     def __init__(
         self, config: Config, labels: LabelSpec, data: TrainingData, state: State, device: str, world: World = ALONE
     ) -> None:
+        keep_freed_memory()
         self.config, self.gan, self.labels = config, config.gan, labels
         self.data, self.state, self.device, self.world = data, state, torch.device(device), world
         self.unlabeled_stream = Stream(len(data.images), config.run.seed, "unlabeled")
