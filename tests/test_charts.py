@@ -94,6 +94,15 @@ def test_logarithmic_axis_puts_doublings_at_equal_distances():
     assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2)
 
 
+def test_names_that_do_not_fit_go_to_the_next_row():
+    names = ["by distance", "at random", "if the score were known"]
+    root = parsed(chart([Series(name, [0, 1], [k, 2]) for k, name in enumerate(names)], "title", "x", "y", width=400))
+    place = {e.text: (float(e.get("x")), float(e.get("y"))) for e in of_kind(root, "text")}
+    assert place["title"][1] < place[names[0]][1] == place[names[1]][1] < place[names[2]][1]
+    assert all(place[name][0] + 6.6 * len(name) <= 400 for name in names)
+    assert place[names[2]][1] < min(float(e.get("points").split()[0].split(",")[1]) for e in of_kind(root, "polyline")[:1])
+
+
 def test_text_is_escaped():
     text = chart([Series("<script>", [1, 2], [1, 2]), Series("b", [1], [2])], '"><b>', "&", "<i>").to_svg()
     assert "<script>" not in text and "<b>" not in text and "<i>" not in text and "&lt;script&gt;" in text

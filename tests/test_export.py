@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from semanticgan import __version__, export
-from semanticgan.config import InversionConfig, ModelConfig
+from semanticgan.config import DataConfig, InversionConfig, ModelConfig
 from semanticgan.data.synthetic import LABELS, draw_scene
 from semanticgan.data.transforms import to_float
 from semanticgan.errors import UserError
-from semanticgan.model import SemanticGAN, build_networks
-from semanticgan.predict import GeneratorPredictor, predict
+from semanticgan.model import SemanticGAN, build_networks, named_networks
+from semanticgan.predict import GeneratorPredictor, NetworkPredictor, predict
 
 CARD = "---\nlicense: other\nlicense_name: some-terms\n---\n# card\n"
 BATCHES = [1, 3, 8]
@@ -28,8 +28,10 @@ from pathlib import Path
 from semanticgan.export import to_onnx, to_torch
 from semanticgan.model import SemanticGAN
 for folder in map(Path, sys.argv[1:]):
-    folder.with_suffix(".onnx").write_bytes(to_onnx(SemanticGAN.load(folder)))
-folder.with_suffix(".pt2").write_bytes(to_torch(SemanticGAN.load(folder)))
+    model = SemanticGAN.load(folder)
+    folder.with_suffix(".onnx").write_bytes(to_onnx(model))
+    if folder.name != "residual":
+        folder.with_suffix(".pt2").write_bytes(to_torch(model))
 """
 LOAD = """
 import sys
@@ -70,17 +72,20 @@ def build(small_config, trunk="residual", channels=3, has_encoder=True):
 
 @pytest.fixture(scope="module")
 def folders(small_config, tmp_path_factory):
-    """Both kinds of trunk, one in colour and one in grey."""
+    """Both kinds of trunk, one in colour and one in grey; and a student."""
     place = tmp_path_factory.mktemp("models")
     found = {"residual": place / "residual", "efficientnet-lite0": place / "efficientnet"}
     for (trunk, folder), channels in zip(found.items(), (3, 1), strict=True):
         build(small_config, trunk, channels).save(folder)
-    return found
+    config = ModelConfig(kind="student", labels=LABELS, data=DataConfig(resolution=16, channels=3), widths=(8, 16, 16),
+                         teacher="t", temperature=1.3)  # fmt: skip
+    SemanticGAN(config, None, S=named_networks(config)["S"], card=CARD).save(place / "student")
+    return found | {"student": place / "student"}
 
 
 @pytest.fixture(scope="module")
 def files(folders):
-    """Beside each folder a file `.onnx`, and `.pt2` beside the last, which has every kind of layer."""
+    """Beside each folder a file `.onnx`, and `.pt2` beside the last two, which have every kind of layer."""
     assert python(EXPORT, *folders.values()) == ""
     return folders
 
@@ -138,6 +143,25 @@ def test_a_program_of_torch_export_needs_no_semanticgan(case, tmp_path):
     with np.load(tmp_path / "out.npz") as out:
         for k, n in enumerate(BATCHES):
             assert_equal([out[f"{k}_{name}"] for name in "plr"], expected, n)
+
+
+@pytest.mark.slow
+def test_a_student_says_what_the_package_says(files, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder = files["student"]
+    model = SemanticGAN.load(folder)
+    images = np.stack([draw_scene(seed, "a", 16)[0] for seed in range(max(BATCHES))])
+    found = predict(NetworkPredictor(model.S, bf16=False), images, resolution=16, temperature=model.config.temperature)
+    expected = np.stack([f.maps()[1] for f in found])
+    img = to_float(torch.from_numpy(images)).contiguous().numpy()
+    np.save(tmp_path / "images.npy", img)
+    python(LOAD, folder.with_suffix(".pt2"), tmp_path / "images.npy", tmp_path / "out.npz", *BATCHES)
+    session = onnxruntime.InferenceSession(folder.with_suffix(".onnx"))
+    assert [x.name for x in session.get_outputs()] == ["probs", "label"]
+    with np.load(tmp_path / "out.npz") as out:
+        for k, n in enumerate(BATCHES):
+            for probs, label in (session.run(None, {"img": img[:n]}), (out[f"{k}_p"], out[f"{k}_l"])):
+                assert np.abs(probs - expected[:n]).max() < 1e-4 and (label == probs.argmax(1)).all()
 
 
 @pytest.mark.slow

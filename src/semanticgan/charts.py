@@ -177,12 +177,13 @@ def chart(
     xs = [s.x[k] for s, k in shown]
     ys = [v for s, k in shown for v in (s.y[k], *((s.low[k], s.high[k]) if s.low else ())) if math.isfinite(v)]
     several = len(series) > 1
+    legend, rows = _legend(series, width) if several else ([], 0)
     across = _Axis(*_range(xs, log_x), 58, width - 14, log_x)
-    up = _Axis(*_range(ys), height - 42, 34 if several else 26)
+    up = _Axis(*_range(ys), height - 42, 26 + 18 * rows)
     drawing.marks += _frame(drawing, across, up, sorted(set(xs)) if log_x else ticks(across.low, across.high), x_label, y_label)
     for number, one in enumerate(series):
         drawing.marks += _series(one, number, across, up, several)
-    drawing.marks += _legend(series, width) if several else [Mark("text", ((58, 16),), text=title, anchor="start")]
+    drawing.marks += [Mark("text", ((58, 16),), text=title, anchor="start"), *legend]
     return drawing
 
 
@@ -248,17 +249,20 @@ def _shape(at: Point, number: int, radius: float = 4.0) -> tuple[Point, ...]:
     return tuple((at[0] + radius * math.cos(a), at[1] + radius * math.sin(a)) for a in angles)
 
 
-def _legend(series: Sequence[Series], width: int) -> list[Mark]:
-    """Names side by side at the top."""
-    marks, x = [], 58.0
+def _legend(series: Sequence[Series], width: int) -> tuple[list[Mark], int]:
+    """Names side by side below the title, and in how many rows they stand."""
+    marks, x, row = [], 58.0, 1
     for number, one in enumerate(series):
-        colour = COLOURS[number % len(COLOURS)]
+        colour, needed = COLOURS[number % len(COLOURS)], 28 + 6.6 * len(one.name)
+        if x > 58 and x + needed > width:
+            x, row = 58.0, row + 1
+        y = 14 + 18 * row
         if one.joined:
-            marks.append(Mark("line", ((x, 14), (x + 22, 14)), colour))
-        marks.append(Mark("area", _shape((x + 11, 14), number), colour))
-        marks.append(Mark("text", ((x + 28, 18),), text=one.name, anchor="start"))
-        x += 46 + 6.6 * len(one.name)
-    return marks
+            marks.append(Mark("line", ((x, y), (x + 22, y)), colour))
+        marks.append(Mark("area", _shape((x + 11, y), number), colour))
+        marks.append(Mark("text", ((x + 28, y + 4),), text=one.name, anchor="start"))
+        x += needed + 18
+    return marks, row
 
 
 def thinned(values: Sequence[T], most: int) -> list[T]:

@@ -1,4 +1,4 @@
-"""A model as the content of one file for other programs: ONNX, or torch.export's."""
+"""A model, encoder with generator or student, as the content of one file for other programs: ONNX, or torch.export's."""
 
 import copy
 import importlib
@@ -19,7 +19,7 @@ from semanticgan import __version__
 from semanticgan.errors import UserError
 from semanticgan.model import SemanticGAN
 
-OUTPUTS = ("probs", "label", "reconstruction")
+OUTPUTS = ("probs", "label", "reconstruction")  # a student has no reconstruction
 
 
 class EncoderWithGenerator(nn.Module):
@@ -42,8 +42,27 @@ class EncoderWithGenerator(nn.Module):
         return probs, probs.argmax(1).to(torch.uint8), reconstruction.clamp(-1, 1)
 
 
+class Student(nn.Module):
+    """A student as one network: what `segment` computes of the plain view, at the student's resolution in float32."""
+
+    def __init__(self, model: SemanticGAN) -> None:
+        super().__init__()
+        assert model.S is not None
+        self.S, self.temperature = model.S, model.config.temperature
+
+    def forward(self, img: Float[Tensor, "n c r r"]) -> tuple[Float[Tensor, "n k r r"], UInt8[Tensor, "n r r"]]:
+        """Images in -1..1 -> class probabilities and class ids."""
+        probs = (self.S(img) / self.temperature).softmax(1)
+        return probs, probs.argmax(1).to(torch.uint8)
+
+
+def outputs(model: SemanticGAN) -> tuple[str, ...]:
+    """Names of what the file's network gives."""
+    return OUTPUTS if model.S is None else OUTPUTS[:2]
+
+
 def to_onnx(model: SemanticGAN) -> bytes:
-    """Input `img`, outputs OUTPUTS, any number of images at once; `metadata` in the model's metadata_props.
+    """Input `img`, outputs `outputs`, any number of images at once; `metadata` in the model's metadata_props.
 
     Raises UserError for a model without encoder, and where the packages of the extra `onnx` are missing.
     """
@@ -52,7 +71,7 @@ def to_onnx(model: SemanticGAN) -> bytes:
     net, example, shapes = _traced(model)
     with _quiet():
         program = torch.onnx.export(
-            net, example, dynamic_shapes=shapes, dynamo=True, input_names=["img"], output_names=OUTPUTS, verbose=False
+            net, example, dynamic_shapes=shapes, dynamo=True, input_names=["img"], output_names=outputs(model), verbose=False
         )
     assert program is not None  # with dynamo=True it never is
     program.model.metadata_props.update(metadata(model))
@@ -73,7 +92,8 @@ def _traced(model: SemanticGAN) -> tuple[nn.Module, tuple[Tensor], tuple[dict[in
     """The network, an example of its input, and which of the input's sizes is free."""
     data = model.config.data
     example = torch.zeros(2, data.channels or 3, data.resolution, data.resolution)
-    net = copy.deepcopy(EncoderWithGenerator(model)).cpu().eval()  # a copy: the model stays on its device
+    whole = EncoderWithGenerator(model) if model.S is None else Student(model)
+    net = copy.deepcopy(whole).cpu().eval()  # a copy: the model stays on its device
     return net, (example,), ({0: torch.export.Dim("n")},)
 
 

@@ -28,7 +28,8 @@ from semanticgan.labels import LabelSpec
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.perceptual import LPIPS
-from semanticgan.predict import Found, GeneratorPredictor, predict
+from semanticgan.nn.unet import UNet
+from semanticgan.predict import Found, GeneratorPredictor, NetworkPredictor, Predictor, predict
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Segmentation:
     label: UInt8[np.ndarray, "h w"]  # class ids
     probs: Float[np.ndarray, "k h w"]
     uncertainty: Float[np.ndarray, "h w"]  # 0..1
-    reconstruction: UInt8[np.ndarray, "r r c"]
-    distance: float  # LPIPS between the image and its reconstruction, both at G's resolution
+    reconstruction: UInt8[np.ndarray, "r r c"] | None  # None from a student, which has no G
+    distance: float | None  # LPIPS between the image and its reconstruction, both at G's resolution
 
 
 def build_networks(config: ModelConfig) -> tuple[Generator, Encoder | None]:
@@ -52,8 +53,15 @@ def build_networks(config: ModelConfig) -> tuple[Generator, Encoder | None]:
     return G, Encoder(resolution, channels, G.num_ws, nets.w_dim, nets.encoder_widths, nets.encoder_trunk)
 
 
+def named_networks(config: ModelConfig) -> dict[str, nn.Module]:
+    """`SemanticGAN.networks` of a model of this kind, with fresh weights."""
+    if config.kind == "student":
+        return {"S": UNet(config.data.channels or 3, config.labels.num_classes, config.widths)}
+    return {name: net for name, net in zip("GE", build_networks(config), strict=True) if net is not None}
+
+
 class SemanticGAN:
-    """G, its encoder, and the settings with which they segment.
+    """G, its encoder, and the settings with which they segment; or a student, a U-Net that learnt from them, in their place.
 
     `G` is the averaged generator in float32; bfloat16 is used inside `segment` alone.
     """
@@ -61,14 +69,31 @@ class SemanticGAN:
     def __init__(
         self,
         config: ModelConfig,
-        G: Generator,
+        G: Generator | None,
         E: Encoder | None = None,  # without one, segmentation needs steps of inversion
         device: str = "cpu",
         card: str = "",  # README.md of the model folder
+        S: UNet | None = None,  # a student has this alone
     ) -> None:
         self.config, self.device, self.card = config, torch.device(device), card
-        self.G = G.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
-        self.E = E.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False) if E is not None else None
+        self._G, self.E, self.S = G, E, S
+        for net in self.networks.values():
+            net.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Those that there are, under the names that they have in the model's file."""
+        return {name: net for name, net in (("G", self._G), ("E", self.E), ("S", self.S)) if net is not None}
+
+    @property
+    def G(self) -> Generator:
+        """Raises UserError for a student, which has none."""
+        if self._G is None:
+            raise UserError(
+                "this model is a student: it segments, but has no generator for samples, reconstructions and inversion; "
+                f"use its teacher, {self.config.teacher}"
+            )
+        return self._G
 
     @property
     def labels(self) -> LabelSpec:
@@ -85,7 +110,8 @@ class SemanticGAN:
     def configured(self, **settings: Any) -> "SemanticGAN":
         """The same networks with other settings of ModelConfig, such as `views` and `zoom`; None leaves one as it is."""
         changes = {name: value for name, value in settings.items() if value is not None}
-        return SemanticGAN(self.config.model_copy(update=changes), self.G, self.E, str(self.device), self.card)
+        config = self.config.model_copy(update=changes)
+        return SemanticGAN(config, self._G, self.E, str(self.device), self.card, self.S)
 
     # ------------------------------------------------------------ what it does
 
@@ -132,14 +158,15 @@ class SemanticGAN:
     def segmentation(found: Found) -> Segmentation:
         """The full-size maps of one answer of `find`."""
         label, probs, uncertainty = found.maps()
-        assert found.reconstruction is not None and found.distance is not None  # `predictor` always has LPIPS
         return Segmentation(label, probs, uncertainty, found.reconstruction, found.distance)
 
-    def predictor(self, steps: int | None = None) -> GeneratorPredictor:
-        """Raises UserError for a negative number of steps, and for 0 without an encoder."""
+    def predictor(self, steps: int | None = None) -> Predictor:
+        """Raises UserError for a negative number of steps, for 0 without an encoder, and for a student's beyond 0."""
         steps = self.config.steps if steps is None else steps
         if steps < 0:
             raise UserError(f"steps: got {steps}, expected 0 (the encoder alone) or more")
+        if self.S is not None and steps == 0:
+            return NetworkPredictor(self.S)
         whitening = self.whitening if steps > 0 and self.config.inversion.prior > 0 else None
         return GeneratorPredictor(self.G, self.E, self.lpips, self.config.inversion, steps, whitening)
 
@@ -172,7 +199,7 @@ class SemanticGAN:
             raise UserError(f"{folder}: holds something that is no model; name a new folder")
         tensors = {
             f"{name}.{key}": value.detach().cpu().half().contiguous()
-            for name, net in (("G", self.G), ("E", self.E)) if net is not None
+            for name, net in self.networks.items()
             for key, value in net.state_dict().items()
         }  # fmt: skip
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -180,7 +207,7 @@ class SemanticGAN:
             temporary.mkdir(parents=True)
             save_file(tensors, temporary / "model.safetensors")
             (temporary / "model.safetensors").chmod(0o644)  # the library keeps it to its owner
-            (temporary / "config.json").write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            (temporary / "config.json").write_text(self.config.to_json(), encoding="utf-8")
             (temporary / "README.md").write_text(self.card if card is None else card, encoding="utf-8")
             folder.mkdir(parents=True, exist_ok=True)
             for file in temporary.iterdir():
@@ -208,12 +235,12 @@ class SemanticGAN:
             tensors = load_file(weights)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{weights}: cannot be read as safetensors ({error}); export or download the model again") from None
-        G, E = build_networks(config)
-        for name, net in (("G", G), ("E", E)):
-            if net is not None:
-                net.load_state_dict({k[2:]: v.float() for k, v in tensors.items() if k.startswith(f"{name}.")})
+        networks: dict[str, Any] = named_networks(config)
+        for name, net in networks.items():
+            net.load_state_dict({k[2:]: v.float() for k, v in tensors.items() if k.startswith(f"{name}.")})
         card = folder / "README.md"
-        return cls(config, G, E, device, card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "")
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+        return cls(config, networks.get("G"), networks.get("E"), device, text, networks.get("S"))
 
     def push(self, repo_id: str, token: str | None = None, private: bool = False) -> str:
         """Upload the model with its card to the Hugging Face repository `repo_id` (owner/name) and return its address.
@@ -248,10 +275,10 @@ def require_fit(config: ModelConfig, weights: Path) -> None:
     Raises UserError naming the first tensor that does not fit.
     """
     with torch.device("meta"):
-        nets = build_networks(config)
+        networks = named_networks(config)
     wanted = {
         f"{name}.{key}": tuple(value.shape)
-        for name, net in zip("GE", nets, strict=True) if isinstance(net, nn.Module)
+        for name, net in networks.items()
         for key, value in net.state_dict().items()
     }  # fmt: skip
     with safe_open(weights, framework="pt") as file:
@@ -302,9 +329,9 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def distance_rank(distance: float, quantiles: Sequence[float]) -> float | None:
-    """The share of validation images with a smaller distance; None for a model that keeps no quantiles."""
-    if len(quantiles) < 2:
+def distance_rank(distance: float | None, quantiles: Sequence[float]) -> float | None:
+    """The share of validation images with a smaller distance; None without a distance or quantiles."""
+    if distance is None or len(quantiles) < 2:
         return None
     return round(float(np.interp(distance, quantiles, np.linspace(0, 1, len(quantiles)))), 4)
 

@@ -144,12 +144,12 @@ class Found:
         return maps
 
     def label(self) -> UInt8[np.ndarray, "h w"]:
-        return self.logits().argmax(0).byte().numpy()
+        return _highest(self.logits()).numpy()
 
     def maps(self) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "k h w"], Float[np.ndarray, "h w"]]:
         """Label, class probabilities, and uncertainty: their entropy over log K, 0..1."""
         logits = self.logits()
-        label = logits.argmax(0).byte()
+        label = _highest(logits)
         probs = logits.div_(self.temperature).softmax(0)
         uncertainty = torch.special.entr(probs).sum(0).div_(math.log(len(probs))).clamp_(0, 1)
         return label.numpy(), probs.numpy(), uncertainty.numpy()
@@ -228,6 +228,11 @@ def _look(
 def _logs(probs: Tensor) -> list[Tensor]:
     """Logarithms, image by image: how a vectorised one rounds can depend on the place in the tensor."""
     return [p.clamp_min(FLOOR).log() for p in probs]
+
+
+def _highest(logits: Float[Tensor, "k h w"]) -> UInt8[Tensor, "h w"]:
+    """Each pixel's arg max, the first of equals; `argmax` takes fifteen times as long along the first axis."""
+    return logits.max(0).indices.byte()
 
 
 def zoom_box(log_probs: Float[Tensor, "k r r"], size: tuple[int, int], fit: Fit) -> Box | None:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from semanticgan.charts import Series, chart, thinned
+from semanticgan.config import STUDENT
 from semanticgan.data.dataset import read_image, read_mask
 from semanticgan.data.sources import find_root, mask_path
 from semanticgan.errors import UserError
@@ -31,7 +32,8 @@ ENOUGH = 10  # images, to say whether the distance warns
 QUALITY = 85  # of JPEGs
 STATS_KNOWN = {"val_iou": "IoU on validation", "images_per_second": "images a second"}
 STATS_HIDDEN = {"stage", "kimg", "seconds", "best_val_iou"}
-STAGES = {"gan": "First stage: images with label maps (G, D_img, D_seg)", "encoder": "Second stage: the encoder (E)"}
+STAGES = {"gan": "First stage: images with label maps (G, D_img, D_seg)", "encoder": "Second stage: the encoder (E)",
+          "student": "The student, a U-Net"}  # fmt: skip
 
 
 def write_report(
@@ -63,7 +65,7 @@ def _run_page(folder: Path, model: str | None, data: Path | None, device: str) -
     scores = Scores.read(folder / "validation.json") if (folder / "validation.json").is_file() else None
     page = Page(f"Run {folder.resolve().name}")
     if not finished:
-        page.text(f"Not finished. Go on with: semanticgan train --out {shlex.quote(str(folder))} --resume")
+        page.text(f"Not finished. Go on with --resume; the whole command says: semanticgan info {shlex.quote(str(folder))}")
     if scores:
         page.text(_in_a_line(scores, "validation images"))
     _add_plan(page, plan)
@@ -133,9 +135,8 @@ class _Plan:
                 name: sum(1 for line in (folder / f"{name}.txt").read_bytes().splitlines() if line)
                 for name in ("unlabeled", "labeled", "val")
             }
-            length = f"{plan['hours']:g} hours" if plan["hours"] else (
-                f"{config['gan']['kimg']:g} thousand images, then {config['encoder']['kimg']:g} thousand"
-            )  # fmt: skip
+            stages = ("student",) if config["preset"] == STUDENT else ("gan", "encoder")
+            length = " thousand images, then ".join(f"{config[stage]['kimg']:g}" for stage in stages) + " thousand images"
             rows = [
                 ("data", plan["data"]),
                 ("training images", f"{counts['unlabeled']}, {counts['labeled']} of them labelled"),
@@ -144,7 +145,7 @@ class _Plan:
                 ("resolution", f"{config['data']['resolution']} px"),
                 ("preset", config["preset"]),
                 ("seed", str(config["run"]["seed"])),
-                ("length", length),
+                ("length", f"{plan['hours']:g} hours" if plan["hours"] else length),
                 ("device", plan["device"]),
                 ("started from", plan["start_from"] or "fresh weights"),
                 ("made with", ", ".join(f"{name} {version}" for name, version in plan.get("versions", {}).items()) or "unknown"),
@@ -210,6 +211,7 @@ def _add_samples(page: Page, folder: Path) -> None:
     captions = {
         "gan": ("Samples over time", "what G invents, each image over its label map"),
         "encoder": ("Validation pictures over time", "images over their reconstructions and label maps"),
+        "student": ("What the student was shown over time", "changed images over their label maps"),
     }
     for stage, (title, caption) in captions.items():
         paths = thinned(sorted(folder.glob(f"{stage}-*.png")), PICTURES)
@@ -330,6 +332,8 @@ def _shrunk(panel: np.ndarray) -> np.ndarray:
 
 
 def _add_distance(page: Page, scores: Scores) -> None:
+    if scores.cases and all(case.distance is None for case in scores.cases):
+        return  # a student has none
     page.heading("Does the distance warn of bad masks?")
     pairs = [(c.foreground_iou, c.distance) for c in scores.cases if c.distance is not None and not math.isnan(c.foreground_iou)]
     if len(pairs) < ENOUGH:

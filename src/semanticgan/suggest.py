@@ -46,6 +46,8 @@ def look(model: SemanticGAN, images: Iterable[np.ndarray], views: bool = True) -
 
     No image's answer depends on the others. Raises UserError for a model without encoder.
     """
+    if model.S is not None:
+        model.G  # noqa: B018  says what a student lacks
     if model.E is None:
         raise UserError("this model has no encoder, so it cannot suggest what to label; train one with semanticgan train")
     data, rest = model.config.data, iter(images)

@@ -9,8 +9,8 @@ from semanticgan import __version__, config
 from semanticgan.training import run as training_run
 
 VERBS = [
-    "check", "train", "segment", "evaluate", "sample", "convert", "export", "push", "report", "suggest", "serve", "import",
-    "info", "demo", "plot",
+    "check", "train", "segment", "evaluate", "sample", "distill", "convert", "export", "push", "report", "suggest", "serve",
+    "import", "info", "demo", "plot",
 ]  # fmt: skip
 
 

@@ -42,6 +42,17 @@ def test_evaluate_agrees_with_segment(command, model_folder, data, tmp_path):
         assert case["iou"]["blob"] == pytest.approx((truth & found).sum() / union)
 
 
+def test_a_folder_of_which_few_images_have_masks(refused, model_folder, data):
+    for k in range(3, 8):
+        (data / "masks" / f"{k:02d}.png").unlink()
+    said = refused("evaluate", model_folder, "--data", data, "--list", "images")
+    assert "17 of 20 images have no mask, such as images/03.png" in said and len(said.splitlines()) == 1
+
+
+def test_report_of_a_model(refused, model_folder):
+    assert "name its run" in refused("report", model_folder)
+
+
 def test_table_of_an_absent_class():
     mean = {"iou": {"a": 0.5, "b": None}, "dice": {"a": 0.75, "b": None}, "miou": 0.5, "accuracy": 1.0}
     none = [None, None]

@@ -21,6 +21,10 @@ def scenes():
     return *draw(0, 8), *draw(8, 6)
 
 
+def tensors(images, labels):
+    return torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1, torch.from_numpy(labels).long()
+
+
 def test_it_learns(scenes):
     said = []
     net = train_unet(*scenes, **SMALL | {"widths": (16, 32, 32)}, steps=100, lr=3e-3, say=said.append)
@@ -61,7 +65,7 @@ def test_the_time_limit_ends_it(scenes):
 def test_unchanged_pairs_come_back_as_they_were(scenes):
     images, labels = scenes[0], scenes[1].copy()
     labels[:, :3] = 255
-    img, label = supervised._changed(images, labels, 4, torch.Generator().manual_seed(0), "none", 0.0)
+    img, label = supervised.change_pairs(*tensors(images, labels), 4, torch.Generator().manual_seed(0), "none", 0.0)
     # The warp interpolates between pixels with weights that float32 rounds.
     torch.testing.assert_close(img, torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1, atol=1e-4, rtol=0)
     assert torch.equal(label, torch.from_numpy(labels).long())
@@ -73,7 +77,7 @@ def test_changes_move_image_and_label_together():
     label[:, 8:20, 4:28] = 1
     images = np.repeat(label[..., None] * 255, 3, axis=3).astype(np.uint8)
     for seed in range(5):
-        img, moved = supervised._changed(images, label, 2, torch.Generator().manual_seed(seed), "all", 1.0)
+        img, moved = supervised.change_pairs(*tensors(images, label), 2, torch.Generator().manual_seed(seed), "all", 1.0)
         bright = img.mean(1) > img.mean(1).flatten(1).quantile(0.5, dim=1)[:, None, None]
         middle = (img.mean(1).amax((1, 2)) + img.mean(1).amin((1, 2)))[:, None, None] / 2
         agree = ((img.mean(1) > middle) == (moved == 1)).float().mean()

@@ -40,7 +40,7 @@ def visit(browser, server):
     def open_page(**options):
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: problems.append(message.text) if a_problem(message) else None)
         page.on("request", lambda request: problems.append(request.url) if not_ours(request.url) else None)

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from semanticgan.config import ModelConfig, read_model_config
+from semanticgan.config import STUDENT, ModelConfig, read_model_config
 from semanticgan.errors import UserError
 from semanticgan.model import find_model, read_scores
 
@@ -36,20 +36,21 @@ def _run_lines(folder: Path) -> Iterator[str]:
             f"{counts['val']} for validation"
         )
         yield f"classes: {', '.join(labels['names'])}"
-        length = (
-            f"{plan['hours']:g} hours"
-            if plan["hours"]
-            else f"GAN {config['gan']['kimg']:g} kimg, encoder {config['encoder']['kimg']:g} kimg"
-        )
+        student = config["preset"] == STUDENT
+        stages = f"student {config['student']['kimg']:g} kimg" if student else (
+            f"GAN {config['gan']['kimg']:g} kimg, encoder {config['encoder']['kimg']:g} kimg"
+        )  # fmt: skip
+        length = f"{plan['hours']:g} hours" if plan["hours"] else stages
         yield f"preset {config['preset']}: {config['data']['resolution']} px, seed {config['run']['seed']}, length {length}"
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'}: not the config.json of a run ({error!r}); expected a run folder") from None
     last = _last_statistics(folder / "stats.jsonl")
     yield f"last: {_numbers(last)}" if last else "last: nothing yet, the run is before its first tick"
-    if (folder / "model").is_dir():
+    verb = f"distill {shlex.quote(plan['start_from'])}" if student else "train"
+    if (folder / "model").is_dir() and not student:
         yield f"finished; to add labels or images: semanticgan train --data DATA --from {_quoted(folder)} --out NEW"
-    else:
-        yield f"not finished; go on with: semanticgan train --out {_quoted(folder)} --resume"
+    elif not (folder / "model").is_dir():
+        yield f"not finished; go on with: semanticgan {verb} --out {_quoted(folder)} --resume"
 
 
 def _model_lines(folder: Path, name: str) -> Iterator[str]:
@@ -57,6 +58,8 @@ def _model_lines(folder: Path, name: str) -> Iterator[str]:
     weights = folder / "model.safetensors"
     yield f"model: {folder} ({weights.stat().st_size / 1e6:.3g} MB)"
     yield f"classes: {', '.join(config.labels.names)}"
+    if config.teacher:
+        yield f"student of: {config.teacher}"
     colours = "grey" if config.data.channels == 1 else "colour"
     yield f"images: {config.data.resolution} px, {colours}, fit {config.data.fit}, symmetry {config.data.symmetry}"
     yield f"networks: {_sizes(weights)}"
@@ -74,12 +77,13 @@ def _model_lines(folder: Path, name: str) -> Iterator[str]:
     card = folder / "README.md"
     if card.is_file():
         yield f"card: {card}"
-    start = " --steps 200" if config.steps == 0 and not config.has_encoder else ""
+    start = " --steps 200" if config.steps == 0 and not config.has_encoder and config.kind != "student" else ""
     yield f"use: semanticgan segment {shlex.quote(name)} IMAGES{start} --out DIR"
 
 
 def _defaults(config: ModelConfig) -> str:
     start = "the encoder" if config.has_encoder else "w_avg (there is no encoder)"
+    start = "the U-Net" if config.kind == "student" else start
     parts = [f"{start}, then {config.steps} steps of inversion" if config.steps else start]
     if config.views and config.data.symmetry != "none":
         parts.append("average over views")

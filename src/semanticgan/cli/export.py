@@ -18,24 +18,24 @@ Private = Annotated[bool, typer.Option("--private", help="If the repository is n
 
 
 def export(model: Model, out: File, form: Form = "onnx") -> None:
-    """Write encoder and generator as one file.
+    """Write encoder and generator, or a student, as one file.
 
     For onnxruntime and other programs, or for torch.export.load. Classes, colours and normalisation are in its metadata.
     """
     require_file(out, "--out")
     if out.suffix != SUFFIXES[form]:
         raise UserError(f"--out {out}: expected a name ending in {SUFFIXES[form]} for --format {form}; rename it")
-    from semanticgan.export import to_onnx, to_torch
+    from semanticgan.export import outputs, to_onnx, to_torch
     from semanticgan.model import SemanticGAN
 
     loaded = SemanticGAN.load(model)
     write_bytes(out, to_onnx(loaded) if form == "onnx" else to_torch(loaded))
     data, classes = loaded.config.data, loaded.labels.num_classes
     shape = f"{data.resolution}, {data.resolution}"
-    say(
-        f"{out} ({out.stat().st_size / 1e6:.3g} MB): img [n, {data.channels or 3}, {shape}] -> probs [n, {classes}, {shape}], "
-        f"label [n, {shape}], reconstruction [n, {data.channels or 3}, {shape}]"
-    )
+    shapes = {"img": f"n, {data.channels or 3}, {shape}", "probs": f"n, {classes}, {shape}", "label": f"n, {shape}"}
+    shapes["reconstruction"] = shapes["img"]
+    given = ", ".join(f"{name} [{shapes[name]}]" for name in outputs(loaded))
+    say(f"{out} ({out.stat().st_size / 1e6:.3g} MB): img [{shapes['img']}] -> {given}")
 
 
 def push(model: Model, repository: Repository, private: Private = False) -> None:

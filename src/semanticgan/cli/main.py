@@ -11,8 +11,30 @@ import typer
 
 from semanticgan import __version__
 from semanticgan.cli.convert import convert
+from semanticgan.cli.distill import distill
 from semanticgan.cli.export import export, push
-from semanticgan.cli.options import POSITIVE, PSI, Device, Model, choose_device, example, say, whole
+from semanticgan.cli.options import (
+    LIST,
+    MORE,
+    POSITIVE,
+    PSI,
+    Data,
+    Device,
+    Hours,
+    Labeled,
+    Model,
+    Resume,
+    Run,
+    RunSeed,
+    Settings,
+    Unlabeled,
+    Val,
+    choose_device,
+    example,
+    exit_code_of_signals,
+    say,
+    whole,
+)
 from semanticgan.cli.plot import plot
 from semanticgan.cli.report import report as report_verb
 from semanticgan.cli.serve import serve
@@ -56,36 +78,14 @@ def processes(device: str) -> Iterator[tuple["World", Callable[[str], None]]]:
         yield world, say if world.main else lambda text: None
 
 
-@contextmanager
-def exit_code_of_signals() -> Iterator[None]:
-    """A training that Ctrl-C or SIGTERM ended has saved its state; the shell learns the signal, 130 or 143."""
-    from semanticgan.training.run import Interrupted
-
-    try:
-        yield
-    except Interrupted as stop:
-        raise typer.Exit(128 + stop.signum) from None
-
-
-MORE = " Repeat for several."
-LIST = f"A text file of image paths, one a line, or a folder; looked up as given, else below DATA.{MORE}"
 PRESETS = "tiny32, cpu64, cpu128, paper256, or auto (default): by images and device."
 
 DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of the images.", show_default=False)]
-Data = Annotated[Path | None, typer.Option(metavar="DATA", help="Folder of the images; may hold classes.json.")]
-Labeled = Annotated[list[str], typer.Option(metavar="X", help=f"Images with masks. {LIST} Default: every image with a mask.")]
-Unlabeled = Annotated[list[str], typer.Option(metavar="X", help="More images; masks are not read. Default: all but --val's.")]
-Val = Annotated[list[str], typer.Option(metavar="X", help="Images with masks to choose by. Default: a tenth of the labelled.")]
 ImageList = Annotated[str, typer.Option("--list", metavar="X", help=LIST.removesuffix(MORE), show_default=False)]
 Sheet = Annotated[Path, typer.Option(metavar="FILE", help="Where the contact sheet goes.")]
 
-Run = Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder, new or empty.", show_default=False)]
 Preset = Annotated[str | None, typer.Option(metavar="NAME", help=PRESETS)]
 From = Annotated[str | None, typer.Option("--from", metavar="RUN_OR_MODEL", help="Start G, D and E from these.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
-RunSeed = Annotated[int | None, typer.Option(parser=whole(0), metavar="N", help="Same seed, same run. Default: 0.")]
-Hours = Annotated[float | None, typer.Option(parser=POSITIVE, metavar="H", help="Time for all stages. Default: by kimg.")]
-Settings = Annotated[list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help=f"A setting.{MORE}")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 
 ImagesOrDirs = Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_DIR", help="Images, or folders.", show_default=False)]
@@ -269,6 +269,12 @@ def sample(model: Model, num: Num, out: Folder, seed: Seed = 0, truncation_psi: 
     write_samples(model, num, out, seed=seed, truncation_psi=truncation_psi, device=choose_device(device), say=say)
 
 
+app.command(
+    epilog=example(
+        "distill runs/first --data my_data --out runs/small",
+        "distill runs/skin --data skin --labeled train_40_seed0.txt --val val.txt --out runs/small",
+    )
+)(distill)
 app.command(epilog=example("convert coco_folder --out my_data", "convert my_data --to nnunet --out Dataset101_Skin"))(convert)
 app.command(epilog=example("export models/skin-64 --out skin.onnx", "export runs/first --format torch --out first.pt2"))(export)
 app.command(epilog=example("push runs/first me/my-model", "push models/skin-64 me/skin-64 --private"))(push)

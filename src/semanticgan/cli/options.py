@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -66,8 +67,31 @@ def example(*commands: str) -> str:
     return "\b\nExample:\n" + "\n".join(f"  semanticgan {command}" for command in commands)
 
 
+@contextmanager
+def exit_code_of_signals() -> Iterator[None]:
+    """A training that Ctrl-C or SIGTERM ended has saved its state; the shell learns the signal, 130 or 143."""
+    from semanticgan.training.run import Interrupted
+
+    try:
+        yield
+    except Interrupted as stop:
+        raise typer.Exit(128 + stop.signum) from None
+
+
 POSITIVE = number(0.0, math.inf, "a number above 0")
 PSI = number(-2.0, 2.0, "a number between -2 and 2, usually .5 to 1")
 AUTO = "cpu, cuda, cuda:1, ..., or auto: a GPU if there is one."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a run, or a Hugging Face id.", show_default=False)]
 Device = Annotated[str, typer.Option(metavar="D", help=AUTO)]
+
+MORE = " Repeat for several."
+LIST = f"A text file of image paths, one a line, or a folder; looked up as given, else below DATA.{MORE}"
+Data = Annotated[Path | None, typer.Option(metavar="DATA", help="Folder of the images; may hold classes.json.")]
+Labeled = Annotated[list[str], typer.Option(metavar="X", help=f"Images with masks. {LIST} Default: every image with a mask.")]
+Unlabeled = Annotated[list[str], typer.Option(metavar="X", help="More images; masks are not read. Default: all but --val's.")]
+Val = Annotated[list[str], typer.Option(metavar="X", help="Images with masks to choose by. Default: a tenth of the labelled.")]
+Run = Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder, new or empty.", show_default=False)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+RunSeed = Annotated[int | None, typer.Option(parser=whole(0), metavar="N", help="Same seed, same run. Default: 0.")]
+Hours = Annotated[float | None, typer.Option(parser=POSITIVE, metavar="H", help="Time for all stages. Default: by kimg.")]
+Settings = Annotated[list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help=f"A setting.{MORE}")]

@@ -7,6 +7,7 @@ import typer
 
 from semanticgan.cli.options import Device, choose_device, say
 from semanticgan.cli.output import require_file
+from semanticgan.errors import UserError
 
 Source = Annotated[Path, typer.Argument(metavar="RUN_OR_JSON", help="A run, or a file of evaluate --json.", show_default=False)]
 Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Default: RUN/report.html, or the file's name with .html.")]
@@ -22,6 +23,8 @@ def report(source: Source, out: Out = None, model: CasesModel = None, data: Case
     """
     if out is not None:
         require_file(out, "--out")
+    if (source / "model.safetensors").is_file():
+        raise UserError(f"{source}: a model; name its run, or the file that semanticgan evaluate {source} ... --json FILE writes")
     from semanticgan.report import write_report
 
     say(f"report: {write_report(source, out, model, data, choose_device(device))}")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from semanticgan.cli.output import require_file, write_text
-from semanticgan.data.sources import find_root, list_images
+from semanticgan.data.sources import find_root, list_images, mask_path
+from semanticgan.errors import UserError
 from semanticgan.evaluation import evaluate, to_csv
 from semanticgan.model import SemanticGAN
 from semanticgan.report import evaluation_page
@@ -43,6 +44,10 @@ def evaluate_model(
     root = find_root(data)
     images = list_images(root, spec)
     model = SemanticGAN.load(name, device=device).configured(views=views, zoom=zoom)
+    bare = [image for image in images if (root / image).is_file() and not mask_path(root / image).is_file()]
+    if bare:
+        counts = f"{len(bare)} of {len(images)} images have no mask, such as {bare[0]}"
+        raise UserError(f"--list {spec}: {counts}; name a list of images that have one")
     steps = model.config.steps if steps is None else steps
     said = time.monotonic()
 

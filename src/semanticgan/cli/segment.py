@@ -131,7 +131,8 @@ def _write_result(labels: LabelSpec, item: Input, pixels: np.ndarray, result: "S
     file = f"{item.name}.png"
     save_label_png(out / "masks" / file, result.label, labels)
     save_png(out / "overlays" / file, overlay(pixels, result.label, labels))
-    save_png(out / "reconstructions" / file, result.reconstruction)
+    if result.reconstruction is not None:
+        save_png(out / "reconstructions" / file, result.reconstruction)
 
 
 def _row(model: "SemanticGAN", item: Input, result: "Segmentation") -> dict[str, Any]:
@@ -143,13 +144,14 @@ def _row(model: "SemanticGAN", item: Input, result: "Segmentation") -> dict[str,
         "size": [result.label.shape[1], result.label.shape[0]],
         "shares": shares,
         "uncertainty": round(float(result.uncertainty.mean()), 6),
-        "distance": round(float(result.distance), 6),
+        "distance": None if result.distance is None else round(result.distance, 6),
         "distance_rank": distance_rank(result.distance, model.config.distance_quantiles),
     }
 
 
 def _last_words(rows: Sequence[dict[str, Any]], stretched: Sequence[Input], out: Path) -> Iterable[str]:
-    yield f"{len(rows)} images segmented: {out}/masks, {out}/overlays, {out}/reconstructions, {out}/summary.json"
+    kinds = ["masks", "overlays", *(["reconstructions"] if any(row["distance"] is not None for row in rows) else [])]
+    yield f"{len(rows)} images segmented: {', '.join(f'{out}/{name}' for name in (*kinds, 'summary.json'))}"
     if stretched:
         yield f"{stretched[0].path}: more than 8 bits, stretched between its .1 and 99.9 percentiles; so are others like it"
     unusual = [row for row in rows if (row["distance_rank"] or 0) > UNUSUAL]

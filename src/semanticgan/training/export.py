@@ -43,7 +43,7 @@ def export_model(
     chosen = ModelConfig(
         labels=labels, data=config.data, networks=config.networks, inversion=config.inversion,
         views=config.predict.views, steps=config.predict.steps or 0, zoom=bool(config.predict.zoom),
-        versions={"semanticgan": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        versions=versions(),
     )  # fmt: skip
     model = SemanticGAN(chosen, G, E, device)
     scores: dict[str, Any] = {}
@@ -68,6 +68,10 @@ def export_model(
     return scores
 
 
+def versions() -> dict[str, str]:
+    return {"semanticgan": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
 def choose_settings(model: SemanticGAN, config: Config, sources: Sources, share: Share) -> Choice:
     """What `semanticgan.evaluation.choose` says, but for settings that the config fixes."""
 
@@ -90,18 +94,27 @@ def summary(scores: dict[str, Any]) -> str:
 
 
 def card(
-    config: ModelConfig, sources: Sources, scores: dict[str, Any], command: str, lengths: dict[str, float], seed: int
-) -> str:
+    config: ModelConfig, sources: Sources, scores: dict[str, Any], command: str, lengths: dict[str, float], seed: int,
+    how: Sequence[str] = (),  # more sentences on the training
+) -> str:  # fmt: skip
     """The model folder's README.md: what it is, what it was trained on and how, and its validation scores."""
     classes = ", ".join(config.labels.names)
     zoom = ", second pass on a crop" if config.zoom else ""
     views = {"none": "one view", "flip": "two views", "all": "eight views"}[config.data.symmetry if config.views else "none"]
     imagenet = config.networks.encoder_trunk != "residual"
-    trunk = ["", "The encoder's trunk began with weights trained on ImageNet."] if imagenet else []
+    how = [*how, *(["The encoder's trunk began with weights trained on ImageNet."] if imagenet else [])]
+    student = config.kind == "student"
+    steps, chosen = ("", "views, zoom") if student else (f"{config.steps} inversion steps, ", "steps, zoom")
+    what = f"Segments images into: {classes}."
+    what += f" A U-Net, student of `{config.teacher}`; its `reconstruction` and `distance` are None." if student else ""
+    unlike = (
+        "it does not tell which; its teacher's `distance` does." if student
+        else "`distance` beside the quantiles in `config.json` tells how unlike they are."
+    )  # fmt: skip
     lines = [
         "---", front_matter(sources, scores) + "---", "",
-        "# SemanticGAN model", "",
-        f"Segments images into: {classes}. Works at {config.data.resolution} px, {config.data.channels} channel(s), "
+        f"# SemanticGAN {'student' if student else 'model'}", "",
+        f"{what} Works at {config.data.resolution} px, {config.data.channels} channel(s), "
         f"images of any size ({config.data.fit}).", "",
         "```python", "from semanticgan import SemanticGAN", 'model = SemanticGAN.load("this folder")',
         "result = model.segment([image])[0]", "```", "",
@@ -109,10 +122,10 @@ def card(
         f"{len(sources.labeled)} labelled and {len(sources.unlabeled)} unlabelled images of `{Path(sources.root).name}` "
         f"(labelled ones included); {len(sources.val)} validation images. Seed {seed}. "
         + ", ".join(f"{name} {value:g}" for name, value in lengths.items()) + ".", "",
-        "```", command, "```", *trunk, "",
+        "```", command, "```", *(["", " ".join(how)] if how else []), "",
         "## Use", "",
-        f"By default: {config.steps} inversion steps, {views}{zoom}, softmax temperature {config.temperature:g}; "
-        "steps, zoom and temperature were chosen on the validation images.", "",
+        f"By default: {steps}{views}{zoom}, softmax temperature {config.temperature:g}; "
+        f"{chosen} and temperature were chosen on the validation images.", "",
     ]  # fmt: skip
     if scores:
         lines += ["## Validation scores", "", "| class | IoU | 95 % | Dice |", "|---|---|---|---|"]
@@ -123,8 +136,8 @@ def card(
         lines.append("")
     lines += [
         "## Limits", "",
-        "Images unlike the training images get worse label maps; `distance` beside the quantiles in `config.json` tells "
-        "how unlike they are. The terms of the training data apply to this model. Not a medical device.", "",
+        f"Images unlike the training images get worse label maps; {unlike} "
+        "The terms of the training data apply to this model. Not a medical device.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -151,7 +151,7 @@ class Stage:
 
     def __init__(
         self,
-        name: str,  # "gan" or "encoder": the stage in statistics and checkpoints
+        name: str,  # "gan", "encoder" or "student": the stage in statistics and checkpoints
         run: Run,
         state: State,  # has the numbers nimg and seconds
         clock: Clock,

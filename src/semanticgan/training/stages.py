@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from semanticgan import __version__
-from semanticgan.config import Config, build_config, choose_preset
+from semanticgan.config import STUDENT, Config, build_config, choose_preset
 from semanticgan.data.dataset import decide_labels, load_picture
 from semanticgan.data.pack import Packed, detect_channels, pack
 from semanticgan.data.sources import Sources, find_sources, mask_path
@@ -136,6 +136,8 @@ def find_plan(out: Path, given: dict[str, Any], device: str, resume: bool, proce
     """The plan of the run to go on with, or a new one from what the command said."""
     if resume:
         plan = Plan.read(out)
+        if plan.config.preset == STUDENT:
+            raise UserError(f"--out {out}: is a run of distill, not of train; go on with semanticgan distill")
         require_same(plan, given)
     else:
         require_new_folder(out)
@@ -224,7 +226,7 @@ def require_same(plan: Plan, given: dict[str, Any]) -> None:
     if given["preset"] not in (None, "auto", config.preset):
         wrong.append(f"--preset: got {given['preset']}, the run has {config.preset}")
     if given["preset"] or given["overrides"] or given["seed"] is not None:
-        asked = build_config(config.preset, given["overrides"], given["seed"])
+        asked = build_config("cpu64" if config.preset == STUDENT else config.preset, given["overrides"], given["seed"])
         for text in given["overrides"]:
             section, field = text.partition("=")[0].strip().split(".", 1)
             ours, theirs = getattr(getattr(config, section), field), getattr(getattr(asked, section), field)

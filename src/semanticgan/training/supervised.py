@@ -1,4 +1,4 @@
-"""The ordinary way of training: a U-Net on the labelled images alone, with the care that the GAN path gets."""
+"""The ordinary way of training: a U-Net on pairs of image and class map, with the care that the GAN path gets."""
 
 import copy
 import math
@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from semanticgan.data.stream import Stream, generator
-from semanticgan.data.transforms import move, recolour, to_float
+from semanticgan.data.texture import retexture
+from semanticgan.data.transforms import move, recolour, send, to_float
+from semanticgan.data.zoom_out import zoom_out
 from semanticgan.ema import ema_decay, update_ema
 from semanticgan.labels import IGNORE_INDEX
 from semanticgan.losses import cross_entropy, dice_loss
@@ -45,7 +47,7 @@ def train_unet(
     Cross-entropy + Dice on flipped, turned, warped and recoloured images. A function of the arguments and the seed;
     leaves the global random state alone.
     """
-    net = _new_unet(images_u8.shape[3], num_classes, widths, seed).to(device, memory_format=torch.channels_last)
+    net = new_unet(images_u8.shape[3], num_classes, widths, seed).to(device, memory_format=torch.channels_last)
     net_ema = copy.deepcopy(net).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)
     stream = Stream(len(images_u8), seed, "unet")
@@ -54,15 +56,12 @@ def train_unet(
     while progress < 1:
         nimg = step * batch
         chosen = stream.indices(nimg, batch)
-        img, label = _changed(images_u8[chosen], labels_u8[chosen], num_classes, generator(seed, "unet", nimg), symmetry, augment)
-        optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / WARMUP) * (1 + math.cos(math.pi * progress)) / 2
+        img, label = to_float(torch.from_numpy(images_u8[chosen])), torch.from_numpy(labels_u8[chosen]).long()
+        img, label = change_pairs(img, label, num_classes, generator(seed, "unet", nimg), symmetry, augment)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
             seg_logits = net(img.to(device))
-        label = label.to(device)
-        loss = cross_entropy(seg_logits, label) + dice_loss(seg_logits, label)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        loss = mask_loss(seg_logits, label.to(device))
+        descend(net, optimizer, loss, learning_rate(lr, step, progress))
         update_ema(net_ema, net, ema_decay(batch, 0.05 * nimg / 1000))
         step += 1
         progress = max(step / steps, (time.monotonic() - started) / seconds if seconds else 0.0)
@@ -76,7 +75,56 @@ def train_unet(
     return net_ema
 
 
-@torch.no_grad()
+def new_unet(channels: int, num_classes: int, widths: tuple[int, ...], seed: int) -> UNet:
+    """Fresh weights from the seed; leaves the global random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet(channels, num_classes, widths)
+
+
+def learning_rate(lr: float, step: int, progress: float) -> float:
+    """Rising in WARMUP steps, then falling to 0 by cosine."""
+    return lr * min(1.0, (step + 1) / WARMUP) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def mask_loss(seg_logits: Float[Tensor, "n k h w"], label: Int[Tensor, "n h w"]) -> Float[Tensor, ""]:
+    """Cross-entropy + Dice."""
+    return cross_entropy(seg_logits, label) + dice_loss(seg_logits, label)
+
+
+def descend(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, grad_clip: float = math.inf) -> Tensor:
+    """One step of the optimiser; returns the gradient's norm before it was clipped to `grad_clip`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(net.parameters(), grad_clip)
+    optimizer.step()
+    return norm
+
+
+def change_pairs(
+    img: Float[Tensor, "n c r r"],
+    label: Int[Tensor, "n r r"],
+    num_classes: int,
+    random: torch.Generator,
+    symmetry: str,
+    strength: float,  # of place, size and colour
+    far: float = 0.0,  # share of the pairs that are seen from farther away
+    texture: float = 0.0,  # share of the images that get another texture
+) -> tuple[Float[Tensor, "n c r r"], Int[Tensor, "n r r"]]:
+    """Images and class maps after one random change of each pair; a pixel takes the class that covers most of it."""
+    if far:
+        img, label = zoom_out(img, label, random, far)
+    kinds = torch.cat([torch.arange(num_classes), torch.tensor([IGNORE_INDEX])])
+    kinds = send(kinds, img.device)
+    shares = (label[:, None] == kinds[:, None, None]).to(img.dtype)
+    both = move(torch.cat([img, shares], 1), random, symmetry, strength)
+    channels = img.shape[1]
+    img = recolour(both[:, :channels], random, strength)
+    return (retexture(img, random, texture) if texture else img), kinds[both[:, channels:].argmax(1)]
+
+
 def mean_iou(
     net: nn.Module,  # img -> seg_logits, in evaluation mode
     images_u8: UInt8[np.ndarray, "n r r c"],
@@ -85,36 +133,24 @@ def mean_iou(
     bf16: bool = True,
 ) -> float:
     """IoU by image and class, averaged over the images that have the class, then over classes; no views averaged."""
-    device = next(net.parameters()).device
-    scores = []
-    for start in range(0, len(images_u8), 64):
-        img = to_float(torch.from_numpy(images_u8[start : start + 64]).to(device))
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            pred = net(img).argmax(1).cpu()
-        labels = torch.from_numpy(labels_u8[start : start + 64])
-        scores += [iou(confusion(p, t, num_classes)) for p, t in zip(pred, labels, strict=True)]
-    return float(torch.stack(scores).nanmean(0).nanmean())
+    return float(image_ious(net, images_u8, labels_u8, num_classes, bf16).nanmean(0).nanmean())
 
 
-def _new_unet(channels: int, num_classes: int, widths: tuple[int, ...], seed: int) -> UNet:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return UNet(channels, num_classes, widths)
-
-
-def _changed(
+@torch.no_grad()
+def image_ious(
+    net: nn.Module,  # img -> seg_logits, in evaluation mode
     images_u8: UInt8[np.ndarray, "n r r c"],
     labels_u8: UInt8[np.ndarray, "n r r"],
     num_classes: int,
-    gen: torch.Generator,
-    symmetry: str,
-    strength: float,
-) -> tuple[Float[Tensor, "n c r r"], Tensor]:
-    """Images and labels after one random change of each pair; a pixel takes the class that covers most of it."""
-    label = torch.from_numpy(labels_u8).long()
-    kinds = torch.cat([torch.arange(num_classes), torch.tensor([IGNORE_INDEX])])
-    shares = (label[:, None] == kinds[:, None, None]).float()
-    img = to_float(torch.from_numpy(images_u8))
-    both = move(torch.cat([img, shares], 1), gen, symmetry, strength)
-    channels = img.shape[1]
-    return recolour(both[:, :channels], gen, strength), kinds[both[:, channels:].argmax(1)]
+    bf16: bool = True,
+) -> Float[Tensor, "n k"]:
+    """IoU of every image and class; NaN for a class in neither mask nor prediction."""
+    device = next(net.parameters()).device
+    scores = []
+    for start in range(0, len(images_u8), 64):
+        img = to_float(torch.from_numpy(np.array(images_u8[start : start + 64])).to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            pred = net(img).argmax(1).cpu()
+        labels = torch.from_numpy(np.array(labels_u8[start : start + 64]))
+        scores += [iou(confusion(p, t, num_classes)) for p, t in zip(pred, labels, strict=True)]
+    return torch.stack(scores)

@@ -47,6 +47,7 @@ def about(model: SemanticGAN, name: str) -> dict[str, Any]:
         "resolution": config.data.resolution,
         "classes": classes,
         "encoder": model.E is not None,
+        "student": model.S is not None,
         "chosen_steps": config.steps,
         "steps": config.steps or STEPS,
     }
@@ -69,12 +70,14 @@ def answer(model: SemanticGAN, found: Found) -> dict[str, Any]:
         rank = distance_rank(found.distance, model.config.distance_quantiles)
         out |= {"reconstruction": data_url(png(to_rgb(found.reconstruction))), "distance": round(found.distance, 4)}
         out |= {"distance_rank": rank, "words": distance_words(rank)}
+    elif model.S is not None:
+        out["words"] = "A student has no distance: whether such images were seen, its teacher tells."
     return out
 
 
 @dataclass(frozen=True, eq=False)
 class FirstMasks:
-    """Pictures -> the encoder's answers, one view, all at once.
+    """Pictures -> the encoder's (or the student's) answers, one view, all at once.
 
     Not in `segment`'s batches of a fixed size, which would make one picture wait as long as eight: rounding differs.
     """
@@ -83,12 +86,14 @@ class FirstMasks:
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Opened]) -> list[Found]:
-        assert self.model.E is not None
         img = torch.cat([_fitted(self.model, picture) for picture in pictures])
+        sizes = [picture.pixels.shape[:2] for picture in pictures]
         with autocast(self.model.device, True):
+            if self.model.S is not None:
+                return _found(self.model, img, None, self.model.S(img), sizes)
+            assert self.model.E is not None
             ws = self.model.E(img).float()
             out, seg_logits = self.model.G.synthesis(ws, "none")
-        sizes = [picture.pixels.shape[:2] for picture in pictures]
         return _found(self.model, img, out, seg_logits, sizes)
 
 
@@ -121,9 +126,15 @@ class Samples:
 
 
 def refine(model: SemanticGAN, picture: Opened, steps: int, job: Long) -> None:
-    """Tell `answer` (encoder with the model's views and zoom), then `step` by step what inversion comes to, then `done`."""
+    """Tell `answer` (encoder with the model's views and zoom), then `step` by step what inversion comes to, then `done`.
+
+    Of a student `answer` alone.
+    """
     img = _fitted(model, picture)
     job.breathe()
+    if model.S is not None:
+        job.tell("answer", answer(model, next(model.find([picture.pixels]))))
+        return
     if model.E is not None:
         job.tell("answer", answer(model, next(model.find([picture.pixels], steps=0))))
         ws0 = in_fixed_batches(model.E, img)[0].float()
@@ -154,14 +165,18 @@ def _fitted(model: SemanticGAN, picture: Opened) -> Tensor:
 
 
 @torch.no_grad()
-def _found(model: SemanticGAN, img: Tensor, out: Tensor, seg_logits: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Found]:
-    """The answers of one view, for maps of these sizes."""
+def _found(
+    model: SemanticGAN, img: Tensor, out: Tensor | None, seg_logits: Tensor, sizes: Sequence[tuple[int, int]]
+) -> list[Found]:
+    """The answers of one view, for maps of these sizes; a student has no reconstruction `out`."""
     config = model.config
+    log_probs = seg_logits.float().softmax(1).clamp_min(FLOOR).log().cpu()
+    if out is None:
+        return [Found(size, config.data.fit, config.temperature, log_probs[n], None, None, None) for n, size in enumerate(sizes)]
     repeats = max(1, 32 // config.data.resolution)  # AlexNet takes no less than 32 px
     large = (x.repeat_interleave(repeats, -1).repeat_interleave(repeats, -2) for x in (img, out.float().clamp(-1, 1)))
     with autocast(model.device, True):
         distances = model.lpips(*large).float().tolist()
-    log_probs = seg_logits.float().softmax(1).clamp_min(FLOOR).log().cpu()
     shown = to_u8(out).cpu().numpy()
     return [
         Found(size, config.data.fit, config.temperature, log_probs[n], None, shown[n], distances[n])

@@ -48,7 +48,7 @@ def build_app(model: SemanticGAN, name: str, data: DataFolder | None = None) -> 
         app.state.session = session = Session(model, name, data)
         size = model.config.data.resolution
         blank = pictures.Opened("", (size, size), np.full((size, size, session.channels), 128, np.uint8))
-        if model.E is not None:  # the first call loads LPIPS and warms up
+        if model.E is not None or model.S is not None:  # the first call loads LPIPS and warms up
             session.worker.quick(session.first_masks, blank, "")
         yield
         session.close()
@@ -208,6 +208,8 @@ def _add_folder(app: FastAPI) -> None:
     @app.get("/api/next")
     async def next_images(request: Request, num: Annotated[int, Query(ge=1, le=50)] = 10, page: Page = "") -> Response:
         session = _session(request)
+        if session.model.S is not None:
+            session.model.G  # noqa: B018  says what a student lacks
         if session.model.E is None:
             raise UserError("this model has no encoder, so it cannot suggest what to label")
         session.folder  # noqa: B018  says what is missing before anything is started

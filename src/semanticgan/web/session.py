@@ -70,9 +70,9 @@ class Session:
         return found
 
     async def first_answer(self, picture: pictures.Opened, page: str) -> dict[str, Any]:
-        """The picture under its id, with the encoder's mask if there is an encoder."""
+        """The picture under its id, with the encoder's or the student's mask if there is one."""
         out: dict[str, Any] = {"id": self.pictures.add(picture), "name": picture.name, "size": picture.size}
-        if self.model.E is not None:
+        if self.model.E is not None or self.model.S is not None:
             found = await asyncio.wrap_future(self.worker.quick(self.first_masks, picture, page))
             out["answer"] = await self.read(answers.answer, self.model, found)
         return out

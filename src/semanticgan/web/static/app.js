@@ -70,7 +70,7 @@ function show(found, picture, inFolder, mask = null) {
   $('progress').value = 0
   editor.open(picture, width, height)
   editor.resize()
-  if (found.answer) offer('encoder', found.answer)
+  if (found.answer) offer(quick(), found.answer)
   if (mask) offerLabel('in the folder', mask, width, height)
   if (open.masks.length) use(open.masks.length - 1, false)
   describe(found.answer)
@@ -79,6 +79,8 @@ function show(found, picture, inFolder, mask = null) {
 }
 
 // ---------------------------------------------------------------- answers
+
+const quick = () => about.student ? 'student' : 'encoder', whole = () => about.student ? 'student, as chosen' : 'encoder, all views'
 
 function offer(name, answer) {
   const { width, height } = answer.label
@@ -104,7 +106,7 @@ function use(k, undoable = true) {
 function describe(answer) {
   if (answer) open.answer = answer
   $('words').textContent = answer
-    ? `${answer.words} Distance ${answer.distance.toFixed(3)}, uncertainty ${(100 * answer.uncertainty).toFixed(1)} %.`
+    ? `${answer.words} ${answer.distance === undefined ? 'U' : `Distance ${answer.distance.toFixed(3)}, u`}ncertainty ${(100 * answer.uncertainty).toFixed(1)} %.`
     : 'This model has no encoder: refine to see a label map.'
 }
 
@@ -134,8 +136,8 @@ function refine() {
   stream = listen('/api/refine', { id: open.id, steps }, {
     waiting: ({ jobs }) => { if (jobs > 1) $('step').textContent = `Waiting for ${jobs - 1} others.` },
     answer: answer => {
-      offer('encoder, all views', answer)
-      showMask('encoder, all views')
+      offer(whole(), answer)
+      showMask(whole())
       look()
     },
     step: answer => {
@@ -153,7 +155,7 @@ function refine() {
         ? 'Choose its label map under Mask.'
         : best ? 'Its label map is shown.'
         : "On its validation images this model's masks were best without inversion, so the encoder's is shown.")
-      showMask(best ? name : 'encoder, all views')
+      showMask(best ? name : whole())
       look()
     },
     finished: () => { $('stop').disabled = true; editor.show(null) },
@@ -377,6 +379,7 @@ const begin = tried(async () => {
   about = await (await ask('/api/about')).json()
   $('model').textContent = `${about.model}, ${about.resolution} px`
   $('steps').value = about.steps
+  for (const part of document.querySelectorAll('[data-needs=G]')) part.hidden = about.student
   classes()
   if (about.data) {
     document.querySelector('[data-view=folder]').hidden = false

@@ -1,0 +1,218 @@
+"""One `distill` command, in order: find and pack the data, ask the teacher, train the student, choose on validation, export."""
+
+import errno
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semanticgan.config import STUDENT, Config, ModelConfig, build_config, parse_override, require_levels_fit
+from semanticgan.data.dataset import decide_labels
+from semanticgan.data.sources import find_sources, mask_path
+from semanticgan.errors import UserError
+from semanticgan.evaluation import MARGIN, Choice, choose, evaluate
+from semanticgan.files import replacing
+from semanticgan.labels import LabelSpec
+from semanticgan.model import SemanticGAN
+from semanticgan.nn.unet import UNet
+from semanticgan.predict import Found
+from semanticgan.training.checkpoint import stage_checkpoints
+from semanticgan.training.export import card, summary, versions
+from semanticgan.training.run import Interrupted, Run, duration, require_new_folder, write_text
+from semanticgan.training.stages import Plan, pack_data, require_same, restore, tell_report
+from semanticgan.training.student import (
+    Samples,
+    StudentTrainer,
+    load_best,
+    load_critics,
+    new_student_state,
+    teacher_labels,
+    train_student,
+)
+
+Say = Callable[[str], None]
+SECTIONS = ("student", "predict", "run")  # of the settings, those that are not the teacher's
+SECONDS_BETWEEN_LINES = 10
+
+
+def distill(
+    *, model: str, data: Path | None, out: Path, labeled: list[str], unlabeled: list[str], val: list[str],
+    kimg: float | None, seed: int | None, hours: float | None, device: str, overrides: list[str], resume: bool, say: Say,
+) -> None:  # fmt: skip
+    """Train a student of `model` in the run folder `out`, or go on with it; exports `out`/model.
+
+    Raises UserError for whatever the user can mend, and Interrupted when a signal ended the run after its state was saved.
+    """
+    overrides = [*overrides, *([] if kimg is None else [f"student.kimg={kimg}"])]
+    given = {"data": data, "labeled": labeled, "unlabeled": unlabeled, "val": val, "preset": None, "seed": seed,
+             "hours": hours, "start_from": model, "overrides": overrides}  # fmt: skip
+    if resume:
+        plan = replace(Plan.read(out), device=device)
+        if plan.config.preset != STUDENT:
+            raise UserError(f"--out {out}: is a run of train, not of distill; go on with semanticgan train")
+        require_same(plan, given)
+        teacher = SemanticGAN.load(model, device=device)
+    else:
+        require_new_folder(out)
+        teacher = SemanticGAN.load(model, device=device)
+        plan = make_plan(given, teacher, device)
+        for note in plan.sources.notes:
+            say(note)
+        out.mkdir(parents=True, exist_ok=True)
+        plan.write(out)
+    try:
+        run_student(plan, teacher, model, Run(out, say))
+    except (Interrupted, KeyboardInterrupt):
+        say(f"go on with: semanticgan distill {shlex.quote(model)} --out {shlex.quote(str(out))} --resume")
+        raise
+    except UserError:
+        if not resume and not (out / "stats.jsonl").exists() and not stage_checkpoints(out, "student"):
+            shutil.rmtree(out)  # nothing was trained: the same command with the mistake mended must find a free place
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); make room, then go on with --resume") from error
+
+
+def make_plan(given: dict[str, Any], teacher: SemanticGAN, device: str) -> Plan:
+    """Decide what the command left open; data settings and classes are the teacher's."""
+    if given["data"] is None:
+        raise UserError("--data: missing; name the folder with your images")
+    teacher.G  # noqa: B018  says that a student is no teacher
+    config = student_config(teacher, given["overrides"], given["seed"])
+    sources = find_sources(given["data"], given["labeled"], given["unlabeled"], given["val"])
+    masks = [mask_path(sources.root / p) for p in (*sources.labeled, *sources.val)]
+    labels, notes = decide_labels(sources.root, masks)
+    labels = the_teachers(teacher.labels, labels, sources.root)
+    start_from = os.path.abspath(given["start_from"]) if os.path.exists(given["start_from"]) else given["start_from"]
+    sources = replace(sources, notes=(*sources.notes, *notes))
+    return Plan(config, labels, sources, given["hours"], device, start_from, shlex.join(["semanticgan", *sys.argv[1:]]))
+
+
+def student_config(teacher: SemanticGAN, overrides: list[str], seed: int | None) -> Config:
+    """The settings of a student's run. Raises UserError for one that is the teacher's alone."""
+    for text in overrides:
+        (section,) = parse_override(text)
+        if section not in SECTIONS:
+            raise UserError(f"--set {text}: a student takes this from its teacher; expected a setting of {', '.join(SECTIONS)}")
+    config, theirs = build_config("cpu64", overrides, seed), teacher.config
+    try:
+        require_levels_fit(theirs.data, config.student.widths)
+    except ValueError as error:
+        raise UserError(f"student.{error}") from None
+    return config.model_copy(
+        update={"preset": STUDENT, "data": theirs.data, "networks": theirs.networks, "inversion": theirs.inversion}
+    )
+
+
+def the_teachers(teacher: LabelSpec, found: LabelSpec, root: Path) -> LabelSpec:
+    """The teacher's classes in the coding of the masks. Raises UserError if the data's classes are others."""
+    named = (root / "classes.json").exists()
+    if found.num_classes != teacher.num_classes or (named and found.names != teacher.names):
+        raise UserError(
+            f"{root}: got masks of {', '.join(found.names)}, expected the teacher's classes, {', '.join(teacher.names)}"
+        )
+    return teacher.model_copy(update={"coding": found.coding})
+
+
+def run_student(plan: Plan, teacher: SemanticGAN, name: str, run: Run) -> None:
+    """From wherever the run folder stands to the exported student."""
+    config, device = plan.config, plan.device
+    data, val = pack_data(plan, run)
+    state = new_student_state(config, plan.labels.num_classes, config.data.channels or 3, device)
+    critics, about_critics = load_critics(name, teacher)
+    means = "D_img and D_seg" if critics else "the sharpness of their label maps"
+    run.log(f"{about_critics}; samples are filtered by {means}")
+    how, taught = [], None
+    if config.student.samples > 0:
+        how.append(f"G's samples were filtered by {means}: the worst {config.student.drop:.0%} of each batch were left out.")
+    if teacher.E is not None and config.student.pseudo > 0:
+        taught = ask_teacher(teacher, data.images, config, run)
+        how.append("The teacher's label maps of the unlabelled images were a source.")
+        if config.networks.encoder_trunk != "residual":
+            how.append("Its encoder's trunk began with weights trained on ImageNet.")
+    restore(run, "student", state)
+    samples = Samples(teacher.G, critics, config.student.drop)
+    trainer = StudentTrainer(config, plan.labels, data, samples, taught, state, device)
+    run.log(f"student: {len(data.labeled)} labelled images, sources {', '.join(trainer.sources)}, on {device}")
+    train_student(trainer, val, run, plan.hours * 3600 if plan.hours else None)
+    best = load_best(run, state.S_ema)
+    lengths = {"student_kimg": state.nimg / 1000, "student_best_kimg": best, "hours": round(state.seconds / 3600, 3)}
+    export_student(plan, name, state.S_ema, lengths, how, run)
+    tell_report(run, device)
+    run.log(f"done in {duration(state.seconds)} of training: {run.folder / 'model'}")
+
+
+def ask_teacher(teacher: SemanticGAN, images: np.ndarray, config: Config, run: Run) -> np.ndarray:
+    """The teacher's class maps of the unlabelled images; kept in the run folder, so that a resumed run need not ask again."""
+    path = run.folder / "checkpoints" / "teacher_labels.npy"
+    try:
+        labels = np.load(path, mmap_mode="r", allow_pickle=False)
+        if labels.shape == images.shape[:3] and labels.dtype == np.uint8:
+            return labels
+    except (OSError, ValueError, EOFError):
+        pass  # not there yet, or damaged: it is made again
+    run.log(f"the teacher labels {len(images)} images")
+    began = said = time.monotonic()
+
+    with replacing(path) as temporary:
+        labels = np.lib.format.open_memmap(temporary, "w+", np.uint8, images.shape[:3])
+        for n, label in enumerate(teacher_labels(teacher, images, config.student.pseudo_threshold)):
+            labels[n] = label
+            if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                rate = (n + 1) / (said - began)
+                left = duration((len(images) - n - 1) / rate)
+                run.log(f"teacher: {n + 1} of {len(images)} images  {rate:.1f} images/s  {left} left")
+        labels.flush()
+    return labels
+
+
+def export_student(plan: Plan, teacher: str, S: UNet, lengths: dict[str, float], how: list[str], run: Run) -> None:
+    """Choose views, zoom and temperature on the validation images, and write `model/` and `validation.json`."""
+    config, sources = plan.config, plan.sources
+    described = ModelConfig(
+        kind="student", labels=plan.labels, data=config.data, widths=S.widths, teacher=teacher, views=False, versions=versions()
+    )
+    model, scores = SemanticGAN(described, None, S=S, device=plan.device), {}
+    if sources.val:
+        run.log(f"choosing views, zoom and temperature on {len(sources.val)} validation images")
+        views, choice = choose_settings(model, plan, run)
+        model = model.configured(views=views, zoom=choice.zoom, temperature=choice.temperature)
+        scores = evaluate(model.find, sources.root, sources.val, plan.labels, config.data.channels or 3)
+        run.log(summary(scores))
+        write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
+    model.save(run.folder / "model", card(model.config, sources, scores, plan.command, lengths, config.run.seed, how))
+
+
+def choose_settings(model: SemanticGAN, plan: Plan, run: Run) -> tuple[bool, Choice]:
+    """Whether to average over views, and the rest as `evaluation.choose` says.
+
+    A student is there for its speed: views are taken only where they gain more than MARGIN of mean foreground IoU.
+    """
+    config, sources = plan.config, plan.sources
+
+    def trial(views: bool) -> tuple[float, Choice]:
+        def find(images: Iterable[np.ndarray], steps: int, zoom: bool) -> Iterator[Found]:
+            return model.find(images, steps, views=views, zoom=zoom)
+
+        choice = choose(find, sources.root, sources.val, model.labels, config.data.channels or 3, steps=(0,),
+                        zoom=config.predict.zoom)  # fmt: skip
+        return choice.scores["0 steps, zoom" if choice.zoom else "0 steps"], choice
+
+    plain, choice = trial(False)
+    run.log(f"validation IoU: one view: {plain:.4f}")
+    if not config.predict.views or config.data.symmetry == "none":
+        return False, choice
+    averaged, with_views = trial(True)
+    run.log(f"validation IoU: all views: {averaged:.4f}")
+    return (True, with_views) if averaged > plain + MARGIN else (False, choice)

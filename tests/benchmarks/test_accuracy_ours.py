@@ -1,0 +1,134 @@
+"""Our own rows: which commands are given in which order, none of them twice, and that the image GAN knows no labels."""
+
+import shlex
+from dataclasses import replace
+
+import accuracy_ours
+import numpy as np
+import pytest
+import torch
+from accuracy_cells import Cell
+from accuracy_ours import Ours
+
+from semanticgan.errors import UserError
+from semanticgan.labels import LabelSpec
+from semanticgan.training.checkpoint import load_checkpoint
+from semanticgan.training.gan import TrainingData, new_gan_state, train_gan
+from semanticgan.training.run import Run
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """The commands that would be run, each leaving what a finished run leaves as far as it is looked at."""
+    commands = []
+
+    class Done:
+        returncode = 0
+
+    def run(words, **_):
+        commands.append(words[3:])
+        out = accuracy_ours.Path(words[words.index("--out") + 1])
+        (out / "model").mkdir(parents=True)
+        (out / "model" / "model.safetensors").touch()
+        return Done
+
+    monkeypatch.setattr(accuracy_ours.subprocess, "run", run)
+    monkeypatch.setattr(accuracy_ours.SemanticGAN, "load", staticmethod(lambda folder: folder))
+    monkeypatch.setattr(Ours, "without_labels", lambda self, run: run.with_name(f"{run.name}-base"))
+    return commands
+
+
+def value(words, option):
+    return words[words.index(option) + 1]
+
+
+def test_commands_in_their_order_and_once(given, tmp_path):
+    cell = Cell("cxr", "student", "35", 2)
+    ours = Ours(cell, tmp_path / "data", tmp_path, "cpu64")
+    ours.train()
+    image_gan, run, student = given
+    assert [words[0] for words in given] == ["train", "train", "distill"]
+    assert value(image_gan, "--labeled").endswith("train_9_seed0.txt") and value(image_gan, "--seed") == "0"
+    assert {"gan.seg_weight=0", "gan.feature_matching=0", "data.symmetry=flip"} <= set(image_gan)
+    assert value(run, "--labeled").endswith("train_35_seed2.txt") and value(run, "--seed") == "2"
+    assert value(run, "--from").endswith("cxr/image-gan-base")
+    assert student[1] == value(run, "--out") == str(tmp_path / "cxr" / "35-seed2")
+    assert all(value(words, "--val").endswith("cxr/val.txt") and words.count("--unlabeled") == 2 for words in given)
+    said = [shlex.split(line) for line in ours.commands]
+    assert [words[1] for words in said] == ["train", "train", "distill"]
+    assert not any(str(tmp_path) in line or str(accuracy_ours.ROOT) in line for line in ours.commands)
+    assert value(said[1], "--data") == "data/cxr" and value(said[1], "--out") == "runs/accuracy/cxr/35-seed2"
+    assert value(said[1], "--labeled") == "benchmarks/splits/cxr/train_35_seed2.txt"
+    assert ours.model == tmp_path / "cxr" / "35-seed2-student"
+
+    again = Ours(replace(cell, method="semanticgan"), tmp_path / "data", tmp_path, "cpu64")
+    again.train()
+    assert again.commands == [] and len(given) == 3
+    Ours(replace(cell, seed=1), tmp_path / "data", tmp_path, "cpu64").train()
+    assert [value(words, "--out").rpartition("/")[2] for words in given[3:]] == ["35-seed1", "35-seed1-student"]
+
+
+def test_an_interrupted_run_goes_on(given, tmp_path):
+    cell = Cell("skin", "semanticgan", "40", 0)
+    for name in ("image-gan", "40-seed0"):
+        (tmp_path / "skin" / name).mkdir(parents=True)
+        (tmp_path / "skin" / name / "config.json").touch()
+    Ours(cell, tmp_path / "data", tmp_path, "cpu64").train()
+    assert [words[:2] for words in given] == [["train", "--resume"]] * 2
+
+
+def test_a_command_that_fails_is_said(given, tmp_path, monkeypatch):
+    class Failed:
+        returncode = 143
+
+    monkeypatch.setattr(accuracy_ours.subprocess, "run", lambda words, **_: Failed)
+    with pytest.raises(UserError, match="exit code 143; say the same command again"):
+        Ours(Cell("skin", "semanticgan", "40", 0), tmp_path / "data", tmp_path, "cpu64").train()
+
+
+def test_few_unlabelled_images(given, tmp_path):
+    ours = Ours(Cell("skin", "semanticgan", "40", 0, "1000"), tmp_path / "data", tmp_path, "cpu64")
+    ours.train()
+    assert {value(words, "--unlabeled") for words in given} == {str(tmp_path / "skin" / "unlabeled1000.txt")}
+    images = (tmp_path / "skin" / "unlabeled1000.txt").read_text().split()
+    assert len(set(images)) == 1000
+    assert [value(words, "--out").rpartition("/")[2] for words in given] == ["image-gan-unlabeled1000", "40-seed0-unlabeled1000"]
+
+
+def test_the_image_gan_knows_no_labels(small_config, small_data, tmp_path):
+    """Other label maps, the same G and D_img, bit for bit; only D_seg differs, which is not taken over."""
+    config = small_config("gan.seg_weight=0", "gan.feature_matching=0")
+    assert {"gan.seg_weight=0", "gan.feature_matching=0"} <= set(accuracy_ours.IMAGE_GAN)
+    data, _ = small_data
+    states = []
+    for k, labels in enumerate((data.labels, np.zeros_like(data.labels))):
+        gan = new_gan_state(config, 4, 3, "cpu")
+        run = Run(tmp_path / str(k), lambda text: None)
+        train_gan(config, LabelSpec.unnamed(4), TrainingData(data.images, data.labeled, labels), gan, run, None, "cpu")
+        states.append({name: gan.members[name].state_dict() for name in ("G", "G_ema", "D_img", "D_seg")})
+    for name, nets in {name: [s[name] for s in states] for name in states[0]}.items():
+        same = all(torch.equal(a, b) for a, b in zip(*(n.values() for n in nets), strict=True))
+        assert same == (name != "D_seg"), name
+
+
+def test_what_is_taken_over_has_a_fresh_d_seg_and_no_encoder(scenes, tmp_path, small_settings):
+    """A short run of the command's own stages, then the folder to start from."""
+    from semanticgan.training.stages import train
+
+    settings = [s for s in small_settings if not s.startswith("encoder.kimg")] + ["encoder.kimg=0.012", "predict.steps=0"]
+    run = tmp_path / "tiny" / "image-gan"
+    lists = {name: [str(scenes / f"{name}.txt")] for name in ("labeled", "unlabeled", "val")}
+    train(data=scenes, out=run, **lists, preset="tiny32", start_from=None, resume=False, seed=0, hours=None, device="cpu",
+          overrides=settings, dry_run=False, say=lambda text: None)  # fmt: skip
+    ours = Ours(Cell("skin", "semanticgan", "40", 0), scenes, tmp_path, "tiny32")
+    base = ours.without_labels(run)
+    assert sorted(path.name for path in (base / "checkpoints").iterdir()) == ["gan-000000000.pt"]
+    taken = load_checkpoint(base / "checkpoints" / "gan-000000000.pt")["members"]
+    saved = load_checkpoint(sorted((run / "checkpoints").glob("gan-*.pt"))[-1])["members"]
+    assert set(taken) == {"G", "G_ema", "D_img", "D_seg"}
+    for name in taken:
+        same = all(torch.equal(taken[name][key], saved[name][key]) for key in taken[name])
+        assert same == (name != "D_seg"), name
+    assert ours.without_labels(run) == base
+    train(data=scenes, out=tmp_path / "next", **lists, preset="tiny32", start_from=str(base), resume=False, seed=1, hours=None,
+          device="cpu", overrides=settings, dry_run=True, say=lambda text: None)  # fmt: skip
