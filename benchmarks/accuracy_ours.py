@@ -1,0 +1,115 @@
+"""Our own rows, by the commands that a user gives: an image GAN once for all draws, then a run a draw, then its student."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from accuracy_cells import SPLITS, TASKS, Cell, paths
+from speed import ROOT
+
+from semanticgan.config import Config
+from semanticgan.data.stream import Stream
+from semanticgan.errors import UserError
+from semanticgan.files import replacing
+from semanticgan.model import SemanticGAN
+from semanticgan.predict import Found
+from semanticgan.training.checkpoint import load_checkpoint, save_checkpoint, stage_checkpoints
+from semanticgan.training.gan import new_gan_state
+from semanticgan.training.stages import Plan
+
+# Chosen on draw 0 by validation, the same for all draws.
+IMAGE_GAN = ("gan.kimg=60", "gan.seg_weight=0", "gan.feature_matching=0", "encoder.kimg=0.5", "predict.steps=0")
+RUN = ("gan.kimg=20", "encoder.kimg=150")
+STUDENT: tuple[str, ...] = ()
+TASK_SETTINGS = {"skin": (), "cxr": ("data.symmetry=flip",)}
+
+
+class Ours:
+    """Runs commands and keeps them, with the seconds that they took. What is finished is not done again."""
+
+    def __init__(self, cell: Cell, root: Path, work: Path, preset: str) -> None:
+        self.cell, self.task, self.root, self.preset = cell, TASKS[cell.task], root, preset
+        # as what the places are known to others
+        self.places = {str(root): f"data/{cell.task}", str(work): "runs/accuracy", f"{ROOT}/": ""}
+        few = "" if cell.unlabeled == "all" else f"-unlabeled{cell.unlabeled}"
+        self.work = work / cell.task
+        self.image_gan = self.work / f"image-gan{few}"
+        self.run = self.work / f"{cell.labels}-seed{cell.seed}{few}"
+        self.commands: list[str] = []
+        self.seconds: dict[str, float] = {}
+
+    def find(self, stream: Iterable[np.ndarray], views: bool, zoom: bool) -> Iterator[Found]:
+        steps = None if self.cell.method == "semanticgan" else 0  # None: what validation chose
+        return self.model.find(stream, steps, views=views, zoom=zoom)
+
+    def train(self) -> None:
+        """Whatever is missing of image GAN, run and student."""
+        first = replace(self.cell, labels=self.task.labels[0], seed=0)  # one of them, since train wants some labels
+        base = self.without_labels(self.trained(first, self.image_gan, "train", ("--preset", self.preset), IMAGE_GAN))
+        found = self.trained(self.cell, self.run, "train", ("--preset", self.preset, "--from", str(base)), RUN)
+        if self.cell.method == "student":
+            found = self.trained(self.cell, self.run.with_name(f"{self.run.name}-student"), "distill", (str(found),), STUDENT)
+        self.model = SemanticGAN.load(found)
+
+    def trained(self, cell: Cell, out: Path, verb: str, options: tuple[str, ...], settings: tuple[str, ...]) -> Path:
+        """A finished run folder: found, gone on with, or new, with the labels and the seed of `cell`."""
+        if (out / "model" / "model.safetensors").is_file():
+            return out
+        if (out / "config.json").is_file():
+            words = [verb, *(options[:1] if verb == "distill" else ()), "--resume"]
+        else:
+            shutil.rmtree(out, ignore_errors=True)
+            if verb == "train":
+                settings = (*TASK_SETTINGS[self.task.name], *settings)
+            lists = ["--labeled", str(cell.labeled_list), *self.unlabeled(), "--val", str(SPLITS / self.task.name / "val.txt")]
+            words = [verb, *options, "--data", str(self.root), *lists, "--seed", str(cell.seed)]
+            words += [word for setting in settings for word in ("--set", setting)]
+        words += ["--device", "cpu", "--out", str(out)]
+        self.commands.append(shlex.join(["semanticgan", *map(self.known_as, words)]))
+        print(self.commands[-1], flush=True)
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-m", "semanticgan", *words], check=False, env=os.environ)
+        self.seconds[out.name] = round(time.monotonic() - started, 1)
+        if done.returncode:
+            raise UserError(f"{self.commands[-1]}: exit code {done.returncode}; say the same command again to go on")
+        return out
+
+    def known_as(self, word: str) -> str:
+        return next((name + word[len(place) :] for place, name in self.places.items() if word.startswith(place)), word)
+
+    @property
+    def imagenet(self) -> bool:
+        """Are weights from ImageNet in the encoder, or in the one that taught the student?"""
+        return Plan.read(self.run).config.networks.encoder_trunk != "residual"
+
+    def unlabeled(self) -> list[str]:
+        """The options that name the unlabelled images: the task's lists, or a list of some of them."""
+        lists = [SPLITS / self.task.name / name for name in self.task.unlabeled]
+        if self.cell.unlabeled != "all":
+            images = [path for file in lists for path in paths(file)]
+            chosen = Stream(len(images), 0, "unlabeled").indices(0, int(self.cell.unlabeled))
+            lists = [self.work / f"unlabeled{self.cell.unlabeled}.txt"]
+            with replacing(lists[0]) as temporary:
+                temporary.write_text("\n".join(images[k] for k in chosen) + "\n", encoding="utf-8")
+        return [word for file in lists for word in ("--unlabeled", str(file))]
+
+    def without_labels(self, run: Path) -> Path:
+        """The image GAN to start from: its G and D_img saw no label; its D_seg, which did, is fresh, and there is no E."""
+        base = run.with_name(f"{run.name}-base")
+        if stage_checkpoints(base, "gan"):
+            return base
+        plan = Plan.read(run)
+        config: Config = plan.config
+        saved = load_checkpoint(stage_checkpoints(run, "gan")[-1])["members"]
+        fresh = new_gan_state(config, plan.labels.num_classes, config.data.channels or 3, "cpu").state_dict()["members"]
+        members = {name: saved[name] for name in ("G", "G_ema", "D_img")} | {"D_seg": fresh["D_seg"]}
+        (base / "checkpoints").mkdir(parents=True, exist_ok=True)
+        save_checkpoint(base / "checkpoints" / "gan-000000000.pt", {"members": members})
+        return base

@@ -1,0 +1,178 @@
+"""The results as tables: mean and spread over draws, the paper's figures beside, and intervals of differences."""
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accuracy_cells import METHODS, OURS, RESULTS, SEEDS, TASKS, UNLABELED, Cell, Task
+from accuracy_scores import READINGS, values
+from speed import ROOT, write
+from tables import markers, put_between, table
+
+from semanticgan.errors import UserError
+
+PAGE = ROOT / "docs" / "results.md"
+PAPER = ROOT / "benchmarks" / "paper.csv"  # task, metric, method, number of labels, set, value: as the paper's tables have them
+PAPER_SETS = {"test": "ISIC", "ph2": "PH2", "dermis": "IS", "dermquest": "Quest", "montgomery": "NLM"}
+PAPER_LABELS = {("skin", "all"): "2000"}
+RESAMPLES = 2000
+Results = dict[str, dict[str, Any]]  # by the cell's name
+
+
+def read_results(folder: Path = RESULTS) -> Results:
+    """Raises UserError for a file that is no cell's."""
+    found: Results = {}
+    for path in sorted(folder.glob("*-seed*.json")):
+        try:
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            found[path.stem]["readings"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path}: no cell's result ({error}); delete it and compute the cell again") from None
+    return found
+
+
+# ---------------------------------------------------------------- figures of several draws
+
+
+def scores_of(results: Results, cells: Iterable[Cell], reading: str, name: str) -> list[np.ndarray]:
+    """By draw, as far as they are there: a set's scores by image, in the task's metric."""
+    return [
+        values(results[c.name]["readings"][reading][name], TASKS[c.task].metric)
+        for c in cells
+        if c.name in results and name in results[c.name]["readings"][reading]
+    ]
+
+
+def shown(value: float, sign: bool = False) -> str:
+    """Three decimals, without the zero before the point."""
+    return (f"{value:+.3f}" if sign else f"{value:.3f}").replace("0.", ".", 1)
+
+
+def spread(draws: list[np.ndarray], expected: int = len(SEEDS)) -> str:
+    """Mean of the draws' means and their standard deviation; how many draws there are where some are missing."""
+    if not draws:
+        return "not run"
+    means = [float(np.nanmean(draw)) for draw in draws]
+    text = shown(float(np.mean(means)))
+    if len(means) > 1:
+        text += f" ± {shown(float(np.std(means, ddof=1)))}"
+    return text if len(means) == expected else f"{text} ({len(means)} of {expected})"
+
+
+def difference(first: list[np.ndarray], second: list[np.ndarray], seed: int = 0) -> tuple[float, float, float]:
+    """Mean of first - second and its 95 % bootstrap interval, over draws and images alike (Efron 1979).
+
+    Pairs are the same image after training on the same draw; an image counts where both have a score. Draws are resampled
+    too, so with one draw the interval speaks of that draw alone. Raises ValueError unless the draws pair up.
+    """
+    if not first or [len(a) for a in first] != [len(b) for b in second]:
+        raise ValueError(f"got {len(first)} and {len(second)} draws, expected as many, of the same images")
+    gains = np.stack(first) - np.stack(second)  # [draws, images]
+    rng = np.random.default_rng(seed)
+    draws, images = gains.shape
+    means = []
+    for _ in range(RESAMPLES):
+        chosen = gains[rng.integers(draws, size=draws)]
+        means.append(np.nanmean(chosen[:, rng.integers(images, size=images)]))
+    low, high = np.nanquantile(means, [0.025, 0.975])
+    return float(np.nanmean(gains)), float(low), float(high)
+
+
+def compare(results: Results, a: str, b: str, task: str, labels: tuple[str, str], reading: str) -> str:
+    """The difference of two methods on every set, in the draws that both have; each may have its own number of labels."""
+    rows = []
+    for name in TASKS[task].sets:
+        cells = [[Cell(task, method, k, seed) for seed in SEEDS] for method, k in ((a, labels[0]), (b, labels[1]))]
+        both = [pair for pair in zip(*cells, strict=True) if all(c.name in results for c in pair)]
+        if not both:
+            raise UserError(f"{a} and {b} on {task}, {' and '.join(labels)} labels: no draw that both were trained on; run it")
+        require_same_images(results, both, reading, name)
+        scores = [scores_of(results, column, reading, name) for column in zip(*both, strict=True)]
+        gain, low, high = difference(*scores)
+        numbers = [shown(gain, True), f"{shown(low, True)} to {shown(high, True)}"]
+        rows.append([TASKS[task].titles[name], *(spread(s, len(both)) for s in scores), *numbers, str(len(both))])
+    return table(["set", f"{a}, {labels[0]}", f"{b}, {labels[1]}", "difference", "95 %", "draws"], rows)
+
+
+def require_same_images(results: Results, pairs: list[tuple[Cell, Cell]], reading: str, name: str) -> None:
+    lists = {results[c.name]["readings"][reading][name]["list"] for pair in pairs for c in pair}
+    if len(lists) > 1:
+        raise UserError(f"{name}: the results are of different images; compute the cells again on the same data")
+
+
+# ---------------------------------------------------------------- the page
+
+
+def paper_figures(path: Path = PAPER) -> dict[tuple[str, str, str, str], float]:
+    """(task, method, labels, set) -> what the paper has, by its own names."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return {(r["task"], r["method"], r["n_labels"], r["test_set"]): float(r["value"]) for r in csv.DictReader(file)}
+
+
+def paper_cell(figures: dict[tuple[str, str, str, str], float], task: Task, method: str, labels: str, name: str) -> str:
+    theirs = METHODS[method].paper
+    column = "SZ" if (task.name, name) == ("cxr", "test") else PAPER_SETS.get(name, "")
+    value = figures.get((task.name, theirs or "", PAPER_LABELS.get((task.name, labels), labels), column))
+    return "" if value is None else f" [{shown(value)}]"
+
+
+def task_table(results: Results, task: Task, labels: str, reading: str) -> str:
+    """A row a method, a column a set; in brackets the paper's figure."""
+    figures, rows = paper_figures(), []
+    for method, entry in METHODS.items():
+        cells = [Cell(task.name, method, labels, seed) for seed in SEEDS]
+        columns = [
+            spread(scores_of(results, cells, reading, name)) + paper_cell(figures, task, method, labels, name)
+            for name in task.sets
+        ]
+        title = f"**{entry.title}**" if method in OURS else entry.title
+        steps = {results[c.name]["settings"].get("steps") for c in cells if c.name in results} - {None}
+        if method == "semanticgan" and steps:
+            title += f", {'/'.join(map(str, sorted(steps)))} steps"
+        rows.append([title, "yes" if uses_imagenet(results, cells, entry.imagenet) else "no", *columns])
+    return table(["method", "ImageNet", *task.titles.values()], rows)
+
+
+def uses_imagenet(results: Results, cells: list[Cell], otherwise: bool) -> bool:
+    """What the results say of themselves; our own rows may start from a pretrained trunk or not."""
+    said = [results[c.name]["imagenet"] for c in cells if c.name in results]
+    return any(said) if said else otherwise
+
+
+def unlabeled_table(results: Results, reading: str = "zoom") -> str:
+    """The paper's second table: labelled against unlabelled images, draw 0."""
+    task, rows = TASKS["skin"], []
+    for labels in task.labels:
+        for unlabeled in (*UNLABELED, "all"):
+            cell = Cell("skin", "semanticgan", labels, 0, unlabeled)
+            rows.append([labels, unlabeled, *(spread(scores_of(results, [cell], reading, name), 1) for name in task.sets)])
+    return table(["labels", "unlabelled images", *task.titles.values()], rows)
+
+
+def render(results: Results) -> str:
+    """All tables, as Markdown."""
+    text = ""
+    for task in TASKS.values():
+        metric = {"iou": "IoU", "dice": "Dice"}[task.metric]
+        for labels in task.labels:
+            for reading, title in READINGS.items():
+                text += f"\n### {task.name}, {labels} labels: {metric}, {title}\n\n{task_table(results, task, labels, reading)}"
+    text += f"\n### skin: labelled and unlabelled images (SemanticGAN, draw 0, IoU, {READINGS['zoom']})\n\n"
+    return text + unlabeled_table(results) + "\n" + provenance(results)
+
+
+def provenance(results: Results) -> str:
+    """Which revisions and machines the cells come from."""
+    if not results:
+        return "No cell has been run.\n"
+    kinds = sorted({f"{r['machine']}, torch {r['versions']['torch']}, revision {r['git']}" for r in results.values()})
+    hours = sum(sum(r["seconds"].values()) for r in results.values()) / 3600
+    return f"{len(results)} cells, {hours:.1f} hours: " + "; ".join(kinds) + ".\n"
+
+
+def write_page(results: Results, page: Path = PAGE) -> None:
+    text = put_between(page.read_text(encoding="utf-8"), render(results), *markers("accuracy.py --table"), page.name)
+    write(page, text)
