@@ -4,7 +4,13 @@ from typing import Any
 
 from semanticgan.errors import UserError
 
-BEGIN, END = "<!-- tables: python benchmarks/speed.py --table FILE.json -->", "<!-- end of tables -->"
+
+def markers(command: str) -> tuple[str, str]:
+    """Between which lines of a page the tables stand that a command makes."""
+    return f"<!-- tables: python benchmarks/{command} -->", "<!-- end of tables -->"
+
+
+BEGIN, END = markers("speed.py --table FILE.json")
 NAMES = {
     "data": "real images and pairs alone",
     "draw": "draw: real images and pairs, G's pass (none in the plain design)",
@@ -121,10 +127,10 @@ def render(results: dict[str, Any]) -> str:
     return text
 
 
-def put_between(page: str, text: str) -> str:
+def put_between(page: str, text: str, begin: str = BEGIN, end: str = END, name: str = "speed.md") -> str:
     """The page with `text` between its two markers. Raises UserError where a marker is missing."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UserError(f"docs/speed.md: got no pair of markers, expected {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+    before, found_begin, rest = page.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise UserError(f"docs/{name}: got no pair of markers, expected {begin} and {end}")
+    return f"{before}{begin}\n\n{text}\n{end}{after}"
