@@ -7,7 +7,7 @@ default memory layout, a pass of G for each update, D_seg apart on real and fake
 import itertools
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -310,6 +310,7 @@ def vgg_lpips() -> LPIPS:
 
 def invert(
     G: Generator, lpips: LPIPS, img: Tensor, ws0: Tensor, config: InversionConfig, steps: int, prior: Whitening | None,
+    features: Sequence[Tensor] = (),
     size: Callable[[Tensor], Tensor] = enlarge,  # what LPIPS sees of an image
 ) -> Tensor:  # fmt: skip
     """Adam on the same objective for one image; LPIPS computes the target's features anew at every step."""
@@ -318,7 +319,7 @@ def invert(
     optimiser = torch.optim.Adam([ws, *noise], config.lr, foreach=False)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = config.lr * learning_rate(step, steps)
-        out, _ = G.synthesis(ws, noise or "none")
+        out, _ = G.synthesis(ws, noise or "none", *features)
         loss = config.lpips * lpips(size(out), size(img)).sum() + config.mse * (out - img).square().mean()
         if prior is not None and config.prior > 0:
             loss = loss + config.prior * prior.whiten(ws).square().mean()
@@ -335,4 +336,5 @@ def invert(
 @torch.no_grad()
 def segment(G: Generator, E: Encoder, img: Tensor) -> list[Tensor]:
     """Class probabilities by E and G, one image at a time."""
-    return [G.synthesis(E(one[None]), "none")[1].softmax(1) for one in img]
+    latents = (E(one[None]) for one in img)
+    return [G.synthesis(ws, "none", *features)[1].softmax(1) for ws, *features in latents]

@@ -216,18 +216,19 @@ class TestTime:
         )
         self.img = to_float(torch.from_numpy(images))
         with torch.no_grad():
-            self.ws = self.E(self.img).float()
+            self.ws, *self.features = self.E(self.img)
 
     def invert(self, part: Part) -> None:
         with part("inversion step"):
-            invert(self.G, self.lpips, self.img, self.ws, self.inversion, STEPS, self.prior)
+            invert(self.G, self.lpips, self.img, self.ws, self.inversion, STEPS, self.prior, features=self.features)
 
     def plain_invert(self, part: Part) -> None:
         inputs = self.plain_G, self.vgg, self.img[:1].contiguous(), self.ws[:1], self.inversion, PLAIN_STEPS, self.prior
+        features = [f[:1] for f in self.features]
         with part("inversion step"):
-            plain.invert(*inputs)
+            plain.invert(*inputs, features)
         with part("inversion step, plain LPIPS at the image's own size"):
-            plain.invert(*inputs, size=lambda img: img)
+            plain.invert(*inputs, features, size=lambda img: img)
 
     def predict(self, part: Part) -> None:
         predictor = GeneratorPredictor(self.G, self.E, None, self.inversion)

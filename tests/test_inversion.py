@@ -73,7 +73,10 @@ def test_in_fixed_batches_is_the_function_on_every_sample():
 @pytest.mark.parametrize("trunk", ["residual", "efficientnet-lite0"])
 def test_networks_give_each_sample_the_same_bits_in_any_company(G, lpips, bf16, trunk):
     torch.manual_seed(0)
-    E = Encoder(RESOLUTION, 3, G.num_ws, G.w_dim, (16, 24), trunk).eval()
+    block = G.synthesis.sides.index(RESOLUTION // 4)
+    width = G.synthesis.blocks[block].conv1.weight.shape[0]
+    E = Encoder(RESOLUTION, 3, G.num_ws, G.w_dim, (16, 24), trunk, feature_width=width).eval()
+    torch.nn.init.normal_(E.features.conv1.weight, std=0.02)
     if trunk == "residual":
         torch.nn.init.normal_(E.trunk.stages[1][1].norm1.weight)
     else:
@@ -81,15 +84,30 @@ def test_networks_give_each_sample_the_same_bits_in_any_company(G, lpips, bf16, 
     img = torch.randn(11, 3, RESOLUTION, RESOLUTION)
 
     def everything(img):
-        ws = E(img)
-        out, seg_logits = G.synthesis(ws, "none")
-        return ws, out, seg_logits, lpips(out, img)
+        ws, features = E(img)
+        out, seg_logits = G.synthesis(ws, "none", features)
+        return ws, features, out, seg_logits, lpips(out, img)
 
     with torch.no_grad(), inversion.autocast(img.device, bf16):
         whole = in_fixed_batches(everything, img)
         for order in (torch.randperm(11), torch.tensor([7]), torch.tensor([3, 3, 9])):
             for full, part in zip(whole, in_fixed_batches(everything, img[order]), strict=True):
                 assert part.equal(full[order])
+
+
+@pytest.mark.parametrize("rows", [None, (6, 8)])
+def test_features_stay_as_they_are(G, lpips, problem, quick, rows):
+    """Step 0 is G's picture with them; and whether the blocks that add them run once or at every step is all the same."""
+    img, ws0 = problem
+    features = torch.randn(len(img), 16, RESOLUTION // 4, RESOLUTION // 4) * 0.1
+    start = invert(G, lpips, img, ws0, InversionConfig(rows=rows), 0, features=[features], bf16=False)
+    with torch.no_grad():
+        out, seg_logits = G.synthesis(ws0, "none", features)
+        assert not torch.allclose(out, G.synthesis(ws0, "none")[0], atol=1e-2)
+    torch.testing.assert_close(start.img, out, atol=1e-4, rtol=1e-4)  # another order of summation
+    torch.testing.assert_close(start.seg_logits, seg_logits, atol=1e-4, rtol=1e-4)
+    later = invert(G, lpips, img, ws0, InversionConfig(rows=rows), 4, features=[features], bf16=False)
+    assert (later.loss <= start.loss).all() and (later.loss < start.loss).any()
 
 
 @pytest.mark.parametrize("config", [InversionConfig(patience=2), InversionConfig(rows=(4, 8)), InversionConfig(noise=True)])

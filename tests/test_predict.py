@@ -29,8 +29,9 @@ def network(num_classes=2):
 def model():
     torch.manual_seed(0)
     G = Generator(RESOLUTION, 2, 3, 16, 24, 2, {4: 16, 8: 16, 16: 16, 32: 8}).eval()
-    E = Encoder(RESOLUTION, 3, G.num_ws, G.w_dim, (16, 24)).eval()
-    torch.nn.init.normal_(E.rows.weight, std=0.2)
+    E = Encoder(RESOLUTION, 3, G.num_ws, G.w_dim, (16, 24), feature_width=16).eval()
+    torch.nn.init.normal_(E.rows.weight, std=0.05)
+    torch.nn.init.normal_(E.features.conv1.weight, std=0.002)
     return G, E, LPIPS("alex")
 
 
@@ -241,7 +242,8 @@ def test_a_model_gives_reconstruction_and_distance(model):
     found = next(predict(GeneratorPredictor(G, E, lpips, InversionConfig(), bf16=False), [img], resolution=RESOLUTION))
     x = to_float(torch.from_numpy(fit_image(img, RESOLUTION, "squash"))[None])
     with torch.no_grad():
-        out, seg_logits = G.synthesis(E(x), "none")
+        ws, *features = E(x)
+        out, seg_logits = G.synthesis(ws, "none", *features)
         distance = lpips(out.clamp(-1, 1), x)
     # Another batch size, so another order of summation in float32; a byte may round the other way.
     torch.testing.assert_close(found.log_probs, seg_logits.log_softmax(1)[0], atol=1e-3, rtol=1e-3)

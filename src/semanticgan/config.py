@@ -47,9 +47,14 @@ class NetworkConfig(Section):
     encoder_trunk: Literal["efficientnet-lite0", "residual"] = Field(
         "efficientnet-lite0", description="E's first layers: pretrained on ImageNet, or its own (then encoder.kimg=150 is better)"
     )
+    encoder_features: bool = Field(True, description="E also gives an offset to G's feature maps; false: W+ alone, as the paper")
     encoder_widths: tuple[EncoderWidth, ...] = Field(
         (64, 128, 192, 256), min_length=1, description="channels of the residual trunk by stage; every stage halves the side"
     )
+
+    def feature_width(self, resolution: int) -> int:
+        """Channels of the feature maps that E adds to, of a quarter of the side; 0 if it adds to none."""
+        return self.widths[resolution // 4] if self.encoder_features else 0
 
 
 class GanConfig(Section):
@@ -244,7 +249,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "networks": {
             "z_dim": 512, "w_dim": 512, "mapping_layers": 8,
             "widths": {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128},
-            "d_seg_filters": 64, "d_seg_scales": 3, "encoder_trunk": "residual", "encoder_widths": (64, 128, 256, 384, 512, 512),
+            "d_seg_filters": 64, "d_seg_scales": 3,
+            "encoder_trunk": "residual", "encoder_features": False, "encoder_widths": (64, 128, 256, 384, 512, 512),
         },
         "gan": {"kimg": 3200, "r1_gamma": 10, "pl_weight": 2, "feature_matching": 2, "ema_half_life_kimg": 10},
         "encoder": {"kimg": 3200, "lr": 1e-3, "mse": 1, "lpips": 10},

@@ -37,7 +37,8 @@ class EncoderWithGenerator(nn.Module):
         self, img: Float[Tensor, "n c r r"]
     ) -> tuple[Float[Tensor, "n k r r"], UInt8[Tensor, "n r r"], Float[Tensor, "n c r r"]]:
         """Images in -1..1 -> class probabilities, class ids, and the reconstruction in -1..1."""
-        reconstruction, seg_logits = self.synthesis(self.E(img), "none")
+        ws, *features = self.E(img)
+        reconstruction, seg_logits = self.synthesis(ws, "none", *features)
         probs = (seg_logits / self.temperature).softmax(1)
         return probs, probs.argmax(1).to(torch.uint8), reconstruction.clamp(-1, 1)
 

@@ -62,13 +62,12 @@ def _together(files: Sequence[Scores], score: str) -> tuple[float, float, float]
 
 
 @torch.no_grad()
-def _encoded(model: SemanticGAN, img: np.ndarray) -> tuple[Float[Tensor, "1 c r r"], Float[Tensor, "1 num_ws w_dim"]]:
-    """The image at G's resolution, and where the encoder (else w_avg) puts it."""
+def _encoded(model: SemanticGAN, img: np.ndarray) -> tuple[Float[Tensor, "1 c r r"], list[Tensor]]:
+    """The image at G's resolution, and what the encoder makes of it: ws (else w_avg), and features if it gives them."""
     data = model.config.data
     fitted = fit_image(to_u8(img, data.channels or 3), data.resolution, data.fit)
     x = to_float(torch.from_numpy(fitted)[None]).to(model.device)
-    ws = model.G.mapping.w_avg.expand(1, model.G.num_ws, -1) if model.E is None else model.E(x)
-    return x, ws.float()
+    return x, [model.G.mapping.w_avg.expand(1, model.G.num_ws, -1)] if model.E is None else list(model.E(x))
 
 
 def _drawn(model: SemanticGAN, img: Float[Tensor, "1 c r r"], seg_logits: Float[Tensor, "1 k r r"]) -> tuple[Picture, Picture]:
@@ -85,7 +84,7 @@ def film_strip(model: SemanticGAN, images: Sequence[tuple[str, np.ndarray]], ste
     places = thinned(range(steps + 1), shown)
     rows: Rows = []
     for name, img in images:
-        x, ws = _encoded(model, img)
+        x, (ws, *features) = _encoded(model, img)
         kept: dict[int, tuple[Picture, Picture]] = {}
         last: list[Tensor] = []
 
@@ -95,7 +94,7 @@ def film_strip(model: SemanticGAN, images: Sequence[tuple[str, np.ndarray]], ste
                 kept[step] = _drawn(model, img, seg_logits)
 
         prior = model.whitening if steps > 0 and model.config.inversion.prior > 0 else None
-        invert(model.G, model.lpips, x, ws, model.config.inversion, steps, prior, watch=watch)
+        invert(model.G, model.lpips, x, ws, model.config.inversion, steps, prior, features=features, watch=watch)
         fitted = to_rgb(tensor_to_u8(x)[0].cpu().numpy())
         final = overlay(fitted, last[0].argmax(1)[0].byte().cpu().numpy(), model.labels)
         rows.append((name, [fitted, *(kept[step][0] for step in places)]))
@@ -105,22 +104,23 @@ def film_strip(model: SemanticGAN, images: Sequence[tuple[str, np.ndarray]], ste
 
 @torch.no_grad()
 def interpolation(model: SemanticGAN, a: np.ndarray, b: np.ndarray, frames: int, steps: int = 0) -> list[Image.Image]:
-    """The straight way in W+ from one image's code to the other's: the image beside its label map, `frames` of them.
+    """The straight way from one image's latents to the other's: the image beside its label map, `frames` of them.
 
-    `steps` of inversion improve both codes first.
+    `steps` of inversion improve both ws first.
     """
     ends = []
     for img in (a, b):
-        x, ws = _encoded(model, img)
+        x, (ws, *features) = _encoded(model, img)
         if steps > 0:
             prior = model.whitening if model.config.inversion.prior > 0 else None
-            ws = invert(model.G, model.lpips, x, ws, model.config.inversion, steps, prior).ws
-        ends.append(ws)
+            ws = invert(model.G, model.lpips, x, ws, model.config.inversion, steps, prior, features=features).ws
+        ends.append([ws, *features])
     side = max(256, model.config.data.resolution)
     pictures = []
     for k in range(frames):
         share = 0.5 - 0.5 * math.cos(math.pi * k / max(1, frames - 1))  # slow at the ends
-        pair = _drawn(model, *model.G.synthesis(ends[0].lerp(ends[1], share), noise="none"))
+        ws, *features = (a.lerp(b, share) for a, b in zip(*ends, strict=True))
+        pair = _drawn(model, *model.G.synthesis(ws, "none", *features))
         picture = Image.new("RGB", (2 * side + 8, side), "white")
         for column, panel in enumerate(pair):
             method = Image.Resampling.NEAREST if column else Image.Resampling.BICUBIC

@@ -142,17 +142,22 @@ def noise_autocorrelation(maps: Sequence[Float[Tensor, "n 1 _ _"]]) -> Float[Ten
 class _Objective:
     """What each image's variables (rows of its ws, its noise maps) are worth; everything that stays is computed once."""
 
-    def __init__(self, G: Generator, lpips: LPIPS, img: Tensor, ws: Tensor, config: InversionConfig) -> None:
+    def __init__(
+        self, G: Generator, lpips: LPIPS, img: Tensor, ws: Tensor, features: Sequence[Tensor], config: InversionConfig
+    ) -> None:
         first, last = config.rows or (0, G.num_ws)
         if not 0 <= first < last <= G.num_ws:
             raise UserError(f"inversion.rows: got [{first}, {last}], expected 0 <= first < last <= {G.num_ws}, the rows of W+")
         self.G, self.lpips, self.config = G, lpips, config
         self.rows = slice(first, last)
-        self.img, self.ws = img, ws
-        self.features = in_fixed_batches(lambda x: lpips.features(enlarge(x)), img)
+        self.img, self.ws, self.features = img, ws, features
+        self.wanted = in_fixed_batches(lambda x: lpips.features(enlarge(x)), img)
         # The blocks before the first one with a free row give the same features at every step.
         self.done = 0 if config.noise else sum(2 * k + 1 < first for k in range(len(G.synthesis.blocks)))
-        self.trunk = in_fixed_batches(lambda ws: G.synthesis.run(ws, "none", stop=self.done), self.ws) if self.done else []
+        self.trunk = in_fixed_batches(self.run_trunk, ws, *features) if self.done else []
+
+    def run_trunk(self, ws: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.G.synthesis.run(ws, "none", stop=self.done, features=features)
 
     def __call__(self, index: Tensor, variables: list[Tensor], prior: Whitening | None) -> tuple[Tensor, Tensor, Tensor]:
         """Loss of each image, the image and the label map that G makes of it."""
@@ -160,11 +165,12 @@ class _Objective:
         fixed = self.ws.index_select(0, index)
         ws = torch.cat([fixed[:, : self.rows.start], free, fixed[:, self.rows.stop :]], 1)
         x, out = (_take(t, index) for t in self.trunk) if self.trunk else (None, None)
-        _, out = self.G.synthesis.run(ws, noise or "none", self.done, x=x, out=out)
+        features = _take(self.features[0], index) if self.features else None
+        _, out = self.G.synthesis.run(ws, noise or "none", self.done, x=x, out=out, features=features)
         img, seg_logits = out.split([self.G.img_channels, self.G.num_classes], 1)
         target = _take(self.img, index)
-        features = [_take(f, index) for f in self.features]
-        loss = self.config.lpips * self.lpips.distance(self.lpips.features(enlarge(img)), features).float()
+        wanted = [_take(f, index) for f in self.wanted]
+        loss = self.config.lpips * self.lpips.distance(self.lpips.features(enlarge(img)), wanted).float()
         loss = loss + self.config.mse * (img - target).square().mean((1, 2, 3))
         if prior is not None and self.config.prior > 0:
             loss = loss + self.config.prior * prior.whiten(free).square().mean((1, 2))
@@ -204,6 +210,7 @@ def invert(
     steps: int,
     prior: Whitening | None = None,  # of G; None: no prior
     *,
+    features: Sequence[Float[Tensor, "n f h w"]] = (),  # E's offset to G's feature maps, if it gives one; it stays
     bf16: bool = True,
     seed: int = 0,  # of the first noise maps, the same for every image
     watch: Callable[[int, Tensor, Tensor], None] | None = None,  # told step, best img and seg_logits so far; not to change them
@@ -215,7 +222,7 @@ def invert(
     """
     noise = [m.repeat(len(img), 1, 1, 1) for m in G.noise_maps(1, torch.Generator().manual_seed(seed))] if config.noise else []
     with autocast(img.device, bf16):
-        objective = _Objective(G, lpips, img, ws0.float(), config)
+        objective = _Objective(G, lpips, img, ws0.float(), features, config)
         variables = [ws0[:, objective.rows].float().clone(), *noise]
         adam, search = _Adam(variables), _Search(len(img), img.device, config.patience)
         for step in range(steps + 1):

@@ -50,7 +50,9 @@ def build_networks(config: ModelConfig) -> tuple[Generator, Encoder | None]:
     G = Generator(resolution, config.labels.num_classes, channels, nets.z_dim, nets.w_dim, nets.mapping_layers, widths)
     if not config.has_encoder:
         return G, None
-    return G, Encoder(resolution, channels, G.num_ws, nets.w_dim, nets.encoder_widths, nets.encoder_trunk)
+    return G, Encoder(
+        resolution, channels, G.num_ws, nets.w_dim, nets.encoder_widths, nets.encoder_trunk, nets.feature_width(resolution)
+    )
 
 
 def named_networks(config: ModelConfig) -> dict[str, nn.Module]:

@@ -98,14 +98,16 @@ class GeneratorPredictor:
     def __call__(self, img: Float[Tensor, "n c r r"], refine: bool = True) -> Prediction:
         with autocast(img.device, self.bf16):
             if self.E is None:
-                ws = self.G.mapping.w_avg.expand(len(img), self.G.num_ws, -1)
+                ws, *features = [self.G.mapping.w_avg.expand(len(img), self.G.num_ws, -1)]
             else:
-                ws = in_fixed_batches(self.E, img)[0].float()
+                ws, *features = in_fixed_batches(self.E, img)
             if self.lpips is not None and self.steps > 0 and (refine or self.E is None):
-                found = invert(self.G, self.lpips, img, ws, self.config, self.steps, self.prior, bf16=self.bf16)
+                found = invert(
+                    self.G, self.lpips, img, ws, self.config, self.steps, self.prior, features=features, bf16=self.bf16
+                )
                 out, seg_logits = found.img, found.seg_logits
             else:
-                out, seg_logits = in_fixed_batches(lambda ws: self.G.synthesis(ws, "none"), ws)
+                out, seg_logits = in_fixed_batches(lambda ws, *rest: self.G.synthesis(ws, "none", *rest), ws, *features)
             probs = in_fixed_batches(lambda logits: logits.softmax(1), seg_logits)[0]
             distance = reconstruction_distance(self.lpips, img, out) if refine and self.lpips is not None else None
             return Prediction(probs, out, distance)

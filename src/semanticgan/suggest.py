@@ -66,8 +66,8 @@ def _look(
     total, plain = torch.zeros(1, device=img.device), None
     with autocast(img.device, True):
         for k in indices:
-            ws = in_fixed_batches(model.E, view(img, k))[0].float()  # type: ignore[arg-type]
-            out, seg_logits = in_fixed_batches(lambda ws: model.G.synthesis(ws, "none"), ws)
+            ws, *features = in_fixed_batches(model.E, view(img, k))  # type: ignore[arg-type]
+            out, seg_logits = in_fixed_batches(lambda ws, *rest: model.G.synthesis(ws, "none", *rest), ws, *features)
             total = total + unview(seg_logits.float().softmax(1), k)
             plain = (out, ws) if plain is None else plain
         assert plain is not None

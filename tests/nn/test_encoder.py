@@ -6,9 +6,9 @@ from semanticgan.nn.encoder import Encoder
 from semanticgan.training.encoder import build_encoder
 
 
-def build(resolution=16, channels=3, widths=(16, 24), seed=0):
+def build(resolution=16, channels=3, widths=(16, 24), seed=0, feature_width=0):
     torch.manual_seed(seed)
-    return Encoder(resolution, channels, 2 * resolution.bit_length() - 4, 12, widths)
+    return Encoder(resolution, channels, 2 * resolution.bit_length() - 4, 12, widths, feature_width=feature_width)
 
 
 @pytest.mark.parametrize(
@@ -16,16 +16,36 @@ def build(resolution=16, channels=3, widths=(16, 24), seed=0):
     [(16, 3, (8, 8)), (32, 1, (16, 24, 32)), (64, 3, (8, 16, 24, 32)), (16, 1, (8, 8, 8, 8)), (128, 3, (8,))],
 )
 def test_a_row_for_each_layer_of_g(resolution, channels, widths):
-    ws = build(resolution, channels, widths)(torch.randn(2, channels, resolution, resolution))
+    img = torch.randn(2, channels, resolution, resolution)
+    (ws,) = build(resolution, channels, widths)(img)
     assert ws.shape == (2, 2 * resolution.bit_length() - 4, 12) and ws.dtype == torch.float32
+    same, features = build(resolution, channels, widths, feature_width=10)(img)
+    assert features.shape == (2, 10, resolution // 4, resolution // 4) and features.dtype == torch.float32
+    assert not features.any() and torch.equal(same, ws)  # it starts in W+
+
+
+@pytest.mark.parametrize("trunk", ["residual", "efficientnet-lite0"])
+def test_features_say_where_things_are(trunk):
+    """A change in one corner of the image moves the features there most."""
+    torch.manual_seed(0)
+    E = Encoder(64, 3, 10, 12, (16, 24, 32), trunk, feature_width=6)
+    if trunk != "residual":
+        E.trunk.load_imagenet()
+    torch.nn.init.normal_(E.features.conv1.weight)
+    img = torch.randn(1, 3, 64, 64) * 0.1
+    other = img.clone()
+    other[:, :, :16, 48:] += 1
+    with torch.no_grad():
+        change = (E(other)[1] - E(img)[1]).abs().sum(1)[0]
+    assert change[:4, 12:].mean() > 2 * change[8:, :8].mean()
 
 
 def test_starts_near_w_avg_and_follows_it():
     E, img = build(), torch.randn(4, 3, 16, 16)
-    before = E(img)
+    before = E(img)[0]
     assert before.abs().mean() < 0.6  # offsets from w_avg = 0; w itself has unit deviation
     E.w_avg += 5
-    assert torch.allclose(E(img), before + 5, atol=1e-5)
+    assert torch.allclose(E(img)[0], before + 5, atol=1e-5)
 
 
 def test_images_of_another_side_are_refused():
@@ -34,27 +54,31 @@ def test_images_of_another_side_are_refused():
 
 
 def test_float32_out_of_bfloat16():
-    E, img = build(), torch.randn(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    E, img = build(feature_width=8), torch.randn(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        ws = E(img)
-    assert ws.dtype == torch.float32
-    assert torch.allclose(ws, E(img), atol=0.05)  # eight bits of mantissa
+        latents = E(img)
+    for latent, exact in zip(latents, E(img), strict=True):
+        assert latent.dtype == torch.float32
+        assert torch.allclose(latent, exact, atol=0.05)  # eight bits of mantissa
 
 
 def test_every_parameter_learns():
-    E = build()
+    E = build(feature_width=8)
+    torch.nn.init.ones_(E.features.conv1.weight)  # starts at 0: open it
     for block in E.trunk.stages.modules():  # blocks start as their skip connection: open them
         if hasattr(block, "norm1"):
             torch.nn.init.ones_(block.norm1.weight)
-    E(torch.randn(4, 3, 16, 16)).square().sum().backward()
+    sum(latent.square().sum() for latent in E(torch.randn(4, 3, 16, 16))).backward()
     for name, parameter in E.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
 def test_images_do_not_influence_each_other():
-    E = build().double().eval()
+    E = build(feature_width=8).double().eval()
+    torch.nn.init.normal_(E.features.conv1.weight)
     img = torch.randn(5, 3, 16, 16, dtype=torch.float64)
-    assert torch.allclose(E(img)[2:3], E(img[2:3]), atol=1e-6)  # the output passes through float32
+    for latent, alone in zip(E(img), E(img[2:3]), strict=True):
+        assert torch.allclose(latent[2:3], alone, atol=1e-6)  # the output passes through float32
 
 
 def test_size_at_64_px():
@@ -66,9 +90,9 @@ def test_size_at_64_px():
 
 def test_a_pretrained_trunk_serves_grey_and_small_images():
     torch.manual_seed(0)
-    E = Encoder(32, 1, 6, 12, (8,), trunk="efficientnet-lite0")
-    ws = E(torch.randn(2, 1, 32, 32))
-    assert ws.shape == (2, 6, 12)
-    ws.square().sum().backward()
+    E = Encoder(32, 1, 6, 12, (8,), trunk="efficientnet-lite0", feature_width=8)
+    ws, features = E(torch.randn(2, 1, 32, 32))
+    assert ws.shape == (2, 6, 12) and features.shape == (2, 8, 8, 8)
+    (ws.square().sum() + features.sum()).backward()
     learning = {name.split(".")[0] for name, parameter in E.named_parameters() if parameter.grad is not None}
-    assert learning == {"trunk", "narrow", "norm", "mix", "mix2", "rows"}
+    assert learning == {"trunk", "narrow", "norm", "mix", "mix2", "rows", "features"}

@@ -54,6 +54,19 @@ def test_every_row_of_ws_is_used_and_the_last_by_the_heads_alone():
     assert gradient.abs().sum(2).gt(0).all()
 
 
+@pytest.mark.parametrize("start", [0, 1, 2])
+def test_features_are_added_once_to_maps_of_their_side(start):
+    """Wherever the synthesis is cut in two, and zeros change nothing."""
+    G, side = build().double(), 8
+    ws, features = G.mapping(torch.randn(2, 10, dtype=torch.float64)), torch.randn(2, 12, side, side, dtype=torch.float64)
+    img, seg_logits = G.synthesis(ws, "none", features)
+    x, out = G.synthesis.run(ws, "none", stop=start, features=features) if start else (None, None)
+    _, whole = G.synthesis.run(ws, "none", start, x=x, out=out, features=features)
+    torch.testing.assert_close(whole, torch.cat([img, seg_logits], 1))
+    plain = G.synthesis(ws, "none")[0]
+    assert torch.equal(G.synthesis(ws, "none", torch.zeros_like(features))[0], plain) and not torch.allclose(img, plain)
+
+
 def test_truncation_pulls_to_the_mean():
     G, z = build(), torch.randn(4, 10)
     G.mapping.w_avg.normal_()

@@ -1,4 +1,4 @@
-"""The encoder E: image -> W+, one row for each layer of G."""
+"""The encoder E: image -> W+, one row for each layer of G, and an offset to G's feature maps."""
 
 from typing import Literal
 
@@ -65,11 +65,40 @@ def _start(*modules: nn.Module) -> None:
                     nn.init.zeros_(module.bias)
 
 
+class FeatureHead(nn.Module):
+    """An offset to G's feature maps from a pyramid of the trunk's (Feature-Style Encoder, arXiv 2202.02183); 0 at first.
+
+    ws say the same to every place, so they can only describe shapes that G has a word for; this says where things are.
+    """
+
+    def __init__(self, sides: list[int], channels: list[int], side: int, width: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.side = side
+        self.first = sum(s > 2 * side for s in sides)  # of the trunk's maps; larger ones would have to be shrunk too much
+        self.lateral = nn.ModuleList(nn.Conv2d(c, hidden, 1) for c in channels[self.first :])
+        self.conv0 = nn.Conv2d(hidden, hidden, 3, 1, 1)
+        self.norm = nn.GroupNorm(8, hidden)
+        self.conv1 = nn.Conv2d(hidden, width, 3, 1, 1)
+        _start(self.lateral, self.conv0)
+        nn.init.zeros_(self.conv1.weight)
+        nn.init.zeros_(self.conv1.bias)
+
+    def forward(self, maps: list[Float[Tensor, "n _ _ _"]]) -> Float[Tensor, "n width side side"]:
+        x = sum(self.resized(lateral(m)) for lateral, m in zip(self.lateral, maps[self.first :], strict=True))
+        return self.conv1(F.relu(self.norm(self.conv0(F.relu(x)))))
+
+    def resized(self, x: Tensor) -> Tensor:
+        if x.shape[-1] > self.side:
+            return F.avg_pool2d(x, x.shape[-1] // self.side)
+        return F.interpolate(x, size=(self.side, self.side), mode="bilinear", align_corners=False)
+
+
 class Encoder(nn.Module):
     """A trunk whose last maps, with every stage's mean, become an offset from `w_avg` for each row.
 
     Where the paper's E has a feature pyramid with a head of its own for each row (211 M parameters), this one has about
-    6 M at 64 px: place comes from the last maps, colour and texture from the stages' means.
+    6 M at 64 px: place comes from the last maps, colour and texture from the stages' means. With `feature_width` all the
+    maps also give an offset to G's feature maps of a quarter of the side, for what W+ cannot express.
     """
 
     def __init__(
@@ -80,6 +109,7 @@ class Encoder(nn.Module):
         w_dim: int,
         widths: tuple[int, ...],  # channels of each stage of the residual trunk, multiples of 8
         trunk: Literal["residual", "efficientnet-lite0"] = "residual",
+        feature_width: int = 0,  # channels of G's feature maps of side resolution / 4; 0: W+ alone
     ) -> None:
         super().__init__()
         self.resolution = resolution
@@ -100,21 +130,24 @@ class Encoder(nn.Module):
         self.rows = nn.Linear(hidden, num_ws * w_dim)
         _start(self.narrow, self.mix, self.mix2, self.rows)
         nn.init.normal_(self.rows.weight, std=0.3 / hidden**0.5)
+        maps = [self.side >> (k + 1) for k in range(len(self.trunk.channels))]
+        self.features = FeatureHead(maps, list(self.trunk.channels), resolution // 4, feature_width) if feature_width else None
         self.w_avg: Tensor
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
-    def forward(self, img: Float[Tensor, "n c r r"]) -> Float[Tensor, "n num_ws w_dim"]:
-        """ws in float32. Raises ValueError for images of another side than `resolution`."""
+    def forward(self, img: Float[Tensor, "n c r r"]) -> tuple[Tensor, ...]:
+        """(ws,) or (ws, features), in float32, as `G.synthesis` takes them. Raises ValueError for images of another side."""
         if img.shape[-1] != self.resolution:
             raise ValueError(f"E: got images of side {img.shape[-1]}, expected {self.resolution}")
         if self.side != self.resolution:
             img = F.interpolate(img, size=(self.side, self.side), mode="bilinear", align_corners=False)
         maps = self.trunk(img)
-        features = [
+        seen = [
             F.adaptive_avg_pool2d(narrow(x), side).flatten(1)
             for narrow, x, side in zip(self.narrow, reversed(maps), self.sides, strict=False)
         ]
-        features += [x.mean((2, 3)) for x in maps]
-        h = F.leaky_relu(self.mix(self.norm(torch.cat(features, 1))), 0.2)
+        seen += [x.mean((2, 3)) for x in maps]
+        h = F.leaky_relu(self.mix(self.norm(torch.cat(seen, 1))), 0.2)
         h = h + F.leaky_relu(self.mix2(h), 0.2)
-        return self.w_avg + self.rows(h).float().unflatten(1, (self.num_ws, self.w_dim))
+        ws = self.w_avg + self.rows(h).float().unflatten(1, (self.num_ws, self.w_dim))
+        return (ws,) if self.features is None else (ws, self.features(maps).float())

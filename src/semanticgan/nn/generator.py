@@ -90,9 +90,10 @@ class SynthesisNetwork(nn.Module):
         self,
         ws: Float[Tensor, "n num_ws w_dim"],
         noise: list[Float[Tensor, "n 1 _ _"]] | str = "random",  # a map a convolution, "random" or "none"
+        features: Float[Tensor, "n f h w"] | None = None,  # added to the feature maps of this side
     ) -> tuple[Float[Tensor, "n c r r"], Float[Tensor, "n k r r"]]:
         """-> img, -1..1 where the data are so but not clipped; seg_logits, linear. Draws from torch's generator if "random"."""
-        _, out = self.run(ws, noise)
+        _, out = self.run(ws, noise, features=features)
         img, seg_logits = out.split([self.img_channels, self.num_classes], 1)
         return img, seg_logits
 
@@ -104,6 +105,7 @@ class SynthesisNetwork(nn.Module):
         stop: int | None = None,
         x: Float[Tensor, "n i h w"] | None = None,  # what the blocks before `start` gave
         out: Float[Tensor, "n o h w"] | None = None,
+        features: Float[Tensor, "n f h3 w3"] | None = None,
     ) -> tuple[Float[Tensor, "n i2 h2 w2"], Float[Tensor, "n o h2 w2"]]:
         """Blocks start..stop-1 alone: features, and image and label map summed so far. Block k takes rows 2k-1 to 2k+1."""
         maps = [noise] * len(self.noise_sides) if isinstance(noise, str) else noise
@@ -112,6 +114,8 @@ class SynthesisNetwork(nn.Module):
         for k in range(start, len(self.blocks) if stop is None else stop):
             first = max(0, 2 * k - 1)
             x, out = self.blocks[k](x, out, ws[:, first : 2 * k + 2], maps[first : 2 * k + 1])
+            if features is not None and features.shape[-1] == x.shape[-1]:
+                x = x + features.to(x.dtype)
         return x, out
 
 

@@ -44,7 +44,8 @@ class ValidationData:
 
 def build_encoder(networks: NetworkConfig, resolution: int, channels: int) -> Encoder:
     num_ws = 2 * int(math.log2(resolution)) - 2
-    return Encoder(resolution, channels, num_ws, networks.w_dim, networks.encoder_widths, networks.encoder_trunk)
+    return Encoder(resolution, channels, num_ws, networks.w_dim, networks.encoder_widths, networks.encoder_trunk,
+                   networks.feature_width(resolution))  # fmt: skip
 
 
 def new_encoder_state(config: Config, G: Generator, channels: int, device: str) -> State:
@@ -132,17 +133,18 @@ class EncoderTrainer:
         labeled, label = self.draw_labeled(nimg // 3, random)
         sample, sample_label, clean, ws_known = self.draw_samples(random)
         with self.autocast():
-            ws = self.state.E(torch.cat([real_seen, labeled, sample]))
-            img, seg_logits = self.G.synthesis(ws, noise="none")
+            ws, *features = self.state.E(torch.cat([real_seen, labeled, sample]))
+            img, seg_logits = self.G.synthesis(ws, "none", *features)
             distance = self.lpips(enlarge(img[:n]), enlarge(real)).mean()
-        unmoved = len(ws_known)
+        unmoved = slice(2 * n, 2 * n + len(ws_known))  # G drew these from ws alone
+        known = ((ws[unmoved] - ws_known) / self.w_deviation).square().mean() + sum(f[unmoved].square().mean() for f in features)
         terms = {
             "mse": torch.nn.functional.mse_loss(img[:n], real),
             "lpips": distance.float(),
             "pseudo": self.mask_loss(seg_logits[:n], guess) * min(1.0, progress / PSEUDO_RAMP),
             "labeled": self.mask_loss(seg_logits[n : 2 * n], label),
             "samples": self.mask_loss(seg_logits[2 * n :], sample_label),
-            "latent": ((ws[2 * n : 2 * n + unmoved] - ws_known) / self.w_deviation).square().mean(),
+            "latent": known,
         }
         loss = sum(getattr(w, name) * term for name, term in terms.items()) + torch.nn.functional.l1_loss(img[2 * n :], clean)
         return self.step(loss, progress, {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}})
@@ -182,7 +184,7 @@ class EncoderTrainer:
             return torch.full(img.shape[:1] + img.shape[2:], IGNORE_INDEX, device=img.device)
         views = (0,) if self.config.data.symmetry == "none" else (0, 1)
         with self.autocast():
-            looks = [self.G.synthesis(self.state.E_ema(transforms.view(img, k)), noise="none")[1] for k in views]
+            looks = [self.explained(transforms.view(img, k))[1] for k in views]
         probs = torch.stack([transforms.unview(x.float().softmax(1), k) for x, k in zip(looks, views, strict=True)]).mean(0)
         sure, label = probs.max(1)
         return label.masked_fill(sure < self.weights.pseudo_threshold, IGNORE_INDEX)
@@ -218,6 +220,11 @@ class EncoderTrainer:
         moved = both[:, channels:-1].argmax(1)
         return both[:, :channels], moved.masked_fill(both[:, -1] < 0.5, IGNORE_INDEX)
 
+    def explained(self, img: Float[Tensor, "n c r r"]) -> tuple[Tensor, Tensor]:
+        """What G makes of the averaged encoder's latents: reconstructions and seg_logits."""
+        ws, *features = self.state.E_ema(img)
+        return self.G.synthesis(ws, "none", *features)
+
     @torch.no_grad()
     def explain(self, images: UInt8[np.ndarray, "n r r c"]) -> tuple[Tensor, Tensor]:
         """Reconstructions and seg_logits by the averaged encoder, for images at G's resolution."""
@@ -225,7 +232,7 @@ class EncoderTrainer:
         for start in range(0, len(images), VALIDATED):
             img = transforms.to_float(self.to_device(np.array(images[start : start + VALIDATED])))
             with self.autocast():
-                outs.append(self.G.synthesis(self.state.E_ema(img), noise="none"))
+                outs.append(self.explained(img))
         return torch.cat([img for img, _ in outs]), torch.cat([seg_logits for _, seg_logits in outs])
 
     def validate(self, val: ValidationData) -> float:

@@ -92,8 +92,8 @@ class FirstMasks:
             if self.model.S is not None:
                 return _found(self.model, img, None, self.model.S(img), sizes)
             assert self.model.E is not None
-            ws = self.model.E(img).float()
-            out, seg_logits = self.model.G.synthesis(ws, "none")
+            ws, *features = self.model.E(img)
+            out, seg_logits = self.model.G.synthesis(ws, "none", *features)
         return _found(self.model, img, out, seg_logits, sizes)
 
 
@@ -137,9 +137,9 @@ def refine(model: SemanticGAN, picture: Opened, steps: int, job: Long) -> None:
         return
     if model.E is not None:
         job.tell("answer", answer(model, next(model.find([picture.pixels], steps=0))))
-        ws0 = in_fixed_batches(model.E, img)[0].float()
+        ws0, *features = in_fixed_batches(model.E, img)
     else:
-        ws0 = model.G.mapping.w_avg.expand(1, model.G.num_ws, -1)
+        ws0, *features = [model.G.mapping.w_avg.expand(1, model.G.num_ws, -1)]
     size: tuple[int, int] = picture.pixels.shape[:2]
     scale = min(1.0, LIVE_SIDE / max(size))
     live = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
@@ -154,7 +154,7 @@ def refine(model: SemanticGAN, picture: Opened, steps: int, job: Long) -> None:
             job.tell("step", {"step": step, "steps": steps, **answer(model, found)})
 
     prior = model.whitening if model.config.inversion.prior > 0 else None
-    best = invert(model.G, model.lpips, img, ws0, model.config.inversion, steps, prior, watch=watch)
+    best = invert(model.G, model.lpips, img, ws0, model.config.inversion, steps, prior, features=features, watch=watch)
     final = _found(model, img, best.img, best.seg_logits, [size])[0]
     job.tell("done", {"step": int(best.steps_used[0]), "steps": steps, **answer(model, final)})
 
