@@ -164,7 +164,7 @@ def queue() -> list[Cell]:
 # ---------------------------------------------------------------- how long they take
 
 RATES = RESULTS / "rates.json"  # images a second in training and in scoring, one thread: accuracy.py --rates
-OURS_MINUTES = {"semanticgan-encoder": 75.0, "semanticgan": 10.0, "student": 45.0}  # guesses until there are results
+OURS_MINUTES = {"semanticgan-encoder": 25.0, "semanticgan": 10.0, "student": 45.0}  # guesses until there are results
 
 
 def minutes(cell: Cell, known: dict[str, dict], scored: int) -> float:

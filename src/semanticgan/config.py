@@ -47,7 +47,7 @@ class NetworkConfig(Section):
     encoder_trunk: Literal["efficientnet-lite0", "residual"] = Field(
         "efficientnet-lite0", description="E's first layers: pretrained on ImageNet, or its own (then encoder.kimg=150 is better)"
     )
-    encoder_features: bool = Field(True, description="E also gives an offset to G's feature maps; false: W+ alone, as the paper")
+    encoder_features: bool = Field(False, description="E also gives an offset to G's feature maps; then encoder.kimg=8 is enough")
     encoder_widths: tuple[EncoderWidth, ...] = Field(
         (64, 128, 192, 256), min_length=1, description="channels of the residual trunk by stage; every stage halves the side"
     )
@@ -250,7 +250,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "z_dim": 512, "w_dim": 512, "mapping_layers": 8,
             "widths": {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128},
             "d_seg_filters": 64, "d_seg_scales": 3,
-            "encoder_trunk": "residual", "encoder_features": False, "encoder_widths": (64, 128, 256, 384, 512, 512),
+            "encoder_trunk": "residual", "encoder_widths": (64, 128, 256, 384, 512, 512),
         },
         "gan": {"kimg": 3200, "r1_gamma": 10, "pl_weight": 2, "feature_matching": 2, "ema_half_life_kimg": 10},
         "encoder": {"kimg": 3200, "lr": 1e-3, "mse": 1, "lpips": 10},

@@ -107,7 +107,7 @@ def test_encoder_step_has_our_losses(small_config, small_data):
 
 
 def test_segmentation_is_ours_image_by_image(small_config):
-    config = small_config("run.precision=fp32")
+    config = small_config("run.precision=fp32", "networks.encoder_features=true")
     G = new_gan_state(config, 4, 3, "cpu").G_ema
     E = new_encoder_state(config, G, 3, "cpu").E_ema
     torch.nn.init.normal_(E.features.conv1.weight, std=0.02)

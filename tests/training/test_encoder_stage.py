@@ -116,6 +116,17 @@ def test_without_validation_images_the_last_state_is_the_best(config, small_data
     assert json.loads((tmp_path / "stats.jsonl").read_text().splitlines()[0])["val_iou"] is None
 
 
+def test_features_learn_and_are_none_where_ws_are_known(small_config, small_data, G, lpips):
+    config = small_config("networks.encoder_features=true", "run.precision=fp32")
+    this = trainer(config, small_data[0], G, lpips)
+    this.update(0, 0.5)
+    assert this.state.E.features.conv1.weight.grad.abs().max() > 0
+    torch.nn.init.normal_(this.state.E.features.conv1.weight, std=0.1)
+    assert this.update(0, 0.5)["latent"] > trainer(config, small_data[0], G, lpips).update(0, 0.5)["latent"]
+    img, _ = this.explain(np.array(small_data[0].images[:2]))
+    assert img.shape == (2, 3, 16, 16)
+
+
 def test_starts_at_gs_mean_w(config, G):
     state = new_encoder_state(config, G, 3, "cpu")
     assert torch.equal(state.E.w_avg, G.mapping.w_avg) and torch.equal(state.E_ema.w_avg, G.mapping.w_avg)
@@ -249,8 +260,8 @@ def test_it_learns_to_explain_what_g_can_draw(small_config, G, lpips, tmp_path):
         img, seg_logits = drawer(z, noise="none")
     images, labels = transforms.to_u8(img.clamp(-1, 1)).numpy(), seg_logits.argmax(1).byte().numpy()
     data, val = TrainingData(images[:64], images[:64], labels[:64]), ValidationData(images[64:], labels[64:])
-    config = small_config("data.symmetry=none", "encoder.augment=0.2", "encoder.kimg=1.6", "encoder.batch=12",
-                          "run.tick_kimg=0.2", "encoder.ema_half_life_kimg=0.05", "encoder.lr=0.002")  # fmt: skip
+    settings = ("encoder.zoom_out=0", "encoder.augment=0.2", "encoder.kimg=1.6", "encoder.batch=12", "encoder.lr=0.002")
+    config = small_config(*settings, "data.symmetry=none", "run.tick_kimg=0.2", "encoder.ema_half_life_kimg=0.05")
     train(config, data, val, drawer, lpips, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
