@@ -47,7 +47,7 @@ class NetworkConfig(Section):
     encoder_trunk: Literal["efficientnet-lite0", "residual"] = Field(
         "efficientnet-lite0", description="E's first layers: pretrained on ImageNet, or its own (then encoder.kimg=150 is better)"
     )
-    encoder_features: bool = Field(False, description="E also gives an offset to G's feature maps; then encoder.kimg=8 is enough")
+    encoder_features: bool = Field(False, description="E also gives an offset to G's feature maps")
     encoder_widths: tuple[EncoderWidth, ...] = Field(
         (64, 128, 192, 256), min_length=1, description="channels of the residual trunk by stage; every stage halves the side"
     )
@@ -91,8 +91,10 @@ class EncoderConfig(Section):
     pseudo: float = Field(1, ge=0, description="weight of cross-entropy + Dice on unlabelled images, as E itself labels them")
     pseudo_threshold: float = Field(0.8, ge=0, le=1, description="pixels that E is less sure of teach nothing")
     latent: float = Field(0.3, ge=0, description="weight of the whitened distance to the samples' known ws")
+    features: float = Field(0.02, ge=0, description="weight of the mean square of E's offset to G's features, if it gives one")
     augment: float = Field(1, ge=0, description="strength of the colour and scale changes to E's input")
     zoom_out: float = Field(0.5, ge=0, le=1, description="share of E's images that it sees from farther away")
+    zoom_in: float = Field(0, ge=0, le=1, description="share of E's images of which it sees an enlarged piece")
     ema_half_life_kimg: float = Field(2, gt=0)
     grad_clip: float = Field(5, gt=0)
 
@@ -137,6 +139,9 @@ class PredictConfig(Section):
     views: bool = Field(True, description="average over the symmetries that the data allow")
     zoom: bool | None = Field(None, description="second pass on a crop round the first mask; unset: by validation")
     steps: int | None = Field(None, ge=0, description="inversion steps; unset: by validation")
+    decision: Literal["argmax", "dice"] | None = Field(
+        None, description="of two classes: the likelier, or the region of highest expected Dice; unset: by validation"
+    )
 
 
 class RunConfig(Section):
@@ -199,6 +204,7 @@ class ModelConfig(Section):
     zoom: bool = False
     steps: int = Field(0, ge=0, description="default inversion steps, chosen on validation images")
     temperature: float = Field(1, gt=0, description="softmax temperature, chosen on validation images")
+    decision: Literal["argmax", "dice"] = Field("argmax", description="how probabilities become a label map, as in PredictConfig")
     distance_quantiles: tuple[float, ...] = Field((), description="LPIPS of validation images at 0, .05, ..., 1")
     versions: dict[str, str] = {}
 

@@ -152,6 +152,7 @@ class SemanticGAN:
             symmetry=config.data.symmetry if (config.views if views is None else views) else "none",
             zoom=config.zoom if zoom is None else zoom,
             temperature=config.temperature,
+            decision=config.decision,
             batch=batch,
             device=self.device,
         )

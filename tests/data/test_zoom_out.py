@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from semanticgan.data.zoom_out import background, zoom_out
+from semanticgan.data.zoom_out import background, zoom_in, zoom_out
 from semanticgan.labels import IGNORE_INDEX
 
 
@@ -89,3 +89,28 @@ def test_dtypes_are_kept(dtype):
     img, label = discs(n=2)
     far, far_label = zoom_out(img.to(dtype), label, seeded(), 1.0)
     assert far.dtype == dtype and far_label.dtype == torch.int64
+
+
+def test_a_piece_is_enlarged_with_its_label():
+    img, label = discs()
+    near, near_label = zoom_in(img, label, seeded(), 1.0)
+    sure = near[:, 0].abs() > 0.45
+    assert sure.float().mean() > 0.8 and torch.equal((near[:, 0] > 0)[sure], (near_label == 1)[sure])
+    lit = near_label[(near_label == 1).flatten(1).any(1)]
+    spans = (lit == 1).any(1).sum(1) / 18  # the discs are 18 pixels wide
+    assert 1.2 < spans.float().quantile(0.9) < 32 / 18 + 0.01  # up to twice as wide, or as wide as the frame
+    assert (near_label[:, :, 0] == 1).any()  # and cut off
+
+
+def test_share_of_pieces_and_the_others_untouched():
+    img, label = discs(n=400)
+    near, near_label = zoom_in(img, label, seeded(), 0.3)
+    changed = (near != img).flatten(1).any(1)
+    assert 0.2 < changed.float().mean() < 0.4  # four standard deviations
+    assert torch.equal(near_label[~changed], label[~changed])
+
+
+def test_ignored_pixels_grow_as_ignored():
+    img, label = discs()
+    label[label == 1] = IGNORE_INDEX
+    assert set(zoom_in(img, label, seeded(), 1.0)[1].unique().tolist()) == {0, IGNORE_INDEX}

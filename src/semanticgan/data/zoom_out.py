@@ -9,6 +9,7 @@ from semanticgan.data.transforms import send
 from semanticgan.labels import IGNORE_INDEX
 
 FARTHEST = 3.0  # the frame shrinks to a third of its side at most
+NEAREST = 0.5  # share of the side of the smallest piece that is enlarged to the whole
 CUT = 0.03  # share of the frame's edge that objects may cover: one that is cut off would end in a straight line
 FEATHER = 0.12  # share of half the side over which the frame fades into what surrounds it
 CELLS = 6  # the background is the mean colour of so many by so many cells
@@ -48,6 +49,27 @@ def zoom_out(
     chosen = happens[:, None, None]
     out = torch.where(chosen[:, None], round_it.lerp(seen, inside), img)
     return out, torch.where(chosen, far.to(label.dtype), label)
+
+
+def zoom_in(
+    img: Float[Tensor, "n c r r"],
+    label: Int[Tensor, "n r r"],
+    generator: torch.Generator,
+    probability: float,
+    part: tuple[int, int] = (0, 1),  # as in `transforms.move`
+) -> tuple[Float[Tensor, "n c r r"], Int[Tensor, "n r r"]]:
+    """Some of the images, and their class maps, as a square piece of 1 to 1/2 of their side, enlarged; the others as they are."""
+    n, side, (first, every) = label.shape[0], label.shape[-1], part
+    draws = send(torch.rand(n * every, 4, generator=generator)[first::every], img.device)
+    happens = draws[:, 0] < probability
+    factor = torch.where(happens, NEAREST ** draws[:, 1], 1.0).to(img.dtype)
+    shift = (2 * draws[:, 2:].to(img.dtype) - 1) * (1 - factor)[:, None]
+    theta = torch.cat([torch.eye(2, dtype=factor.dtype, device=factor.device) * factor[:, None, None], shift[:, :, None]], 2)
+    grid = F.affine_grid(theta, [n, 1, side, side], align_corners=False)
+    near = F.grid_sample(img, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    near_label = F.grid_sample(label[:, None].to(img.dtype), grid, mode="nearest", padding_mode="border", align_corners=False)
+    chosen = happens[:, None, None]
+    return torch.where(chosen[:, None], near, img), torch.where(chosen, near_label[:, 0].to(label.dtype), label)
 
 
 def _is_object(label: Int[Tensor, "*shape"]) -> Tensor:

@@ -13,7 +13,7 @@ from semanticgan import losses
 from semanticgan.config import Config, NetworkConfig
 from semanticgan.data import transforms
 from semanticgan.data.stream import Stream, generator
-from semanticgan.data.zoom_out import zoom_out
+from semanticgan.data.zoom_out import zoom_in, zoom_out
 from semanticgan.ema import ema_decay, update_ema
 from semanticgan.inversion import enlarge
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
@@ -146,6 +146,8 @@ class EncoderTrainer:
             "samples": self.mask_loss(seg_logits[2 * n :], sample_label),
             "latent": known,
         }
+        if features:
+            terms["features"] = features[0].square().mean()
         loss = sum(getattr(w, name) * term for name, term in terms.items()) + torch.nn.functional.l1_loss(img[2 * n :], clean)
         return self.step(loss, progress, {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}})
 
@@ -212,6 +214,8 @@ class EncoderTrainer:
     def moved(self, img: Tensor, label: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Image and class map in another place and size; pixels that mostly come from ignored ones stay ignored."""
         img, label = zoom_out(img, label, random, self.weights.zoom_out, self.world.part)
+        if self.weights.zoom_in:
+            img, label = zoom_in(img, label, random, self.weights.zoom_in, self.world.part)
         channels = img.shape[1]
         known = (label != IGNORE_INDEX)[:, None].float()
         onehot = transforms.onehot_from_label(label, self.labels.num_classes)

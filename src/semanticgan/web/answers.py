@@ -170,15 +170,19 @@ def _found(
 ) -> list[Found]:
     """The answers of one view, for maps of these sizes; a student has no reconstruction `out`."""
     config = model.config
+    settings = {"fit": config.data.fit, "temperature": config.temperature, "decision": config.decision, "crop": None}
     log_probs = seg_logits.float().softmax(1).clamp_min(FLOOR).log().cpu()
     if out is None:
-        return [Found(size, config.data.fit, config.temperature, log_probs[n], None, None, None) for n, size in enumerate(sizes)]
+        return [
+            Found(size=size, log_probs=log_probs[n], reconstruction=None, distance=None, **settings)
+            for n, size in enumerate(sizes)
+        ]
     repeats = max(1, 32 // config.data.resolution)  # AlexNet takes no less than 32 px
     large = (x.repeat_interleave(repeats, -1).repeat_interleave(repeats, -2) for x in (img, out.float().clamp(-1, 1)))
     with autocast(model.device, True):
         distances = model.lpips(*large).float().tolist()
     shown = to_u8(out).cpu().numpy()
     return [
-        Found(size, config.data.fit, config.temperature, log_probs[n], None, shown[n], distances[n])
+        Found(size=size, log_probs=log_probs[n], reconstruction=shown[n], distance=distances[n], **settings)
         for n, size in enumerate(sizes)
     ]
