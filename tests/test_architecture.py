@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "data.check": {"labels", "data", "visuals"},
     "formats": {"labels", "data", "formats"},
     "inversion": {"config", "losses", "nn"},
-    "predict": {"config", "labels", "data.transforms", "inversion", "nn"},
+    "predict": {"config", "labels", "data.pieces", "data.transforms", "inversion", "nn"},
     "evaluation": {"config", "labels", "data", "metrics", "predict", "visuals"},
     "reference_weights": {"labels", "nn"},
     "model": {"config", "labels", "data", "nn", "inversion", "predict", "metrics", "visuals", "evaluation"},

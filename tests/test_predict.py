@@ -13,7 +13,7 @@ from semanticgan.errors import UserError
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.perceptual import LPIPS
-from semanticgan.predict import Found, GeneratorPredictor, NetworkPredictor, Prediction, highest_dice, predict, zoom_box
+from semanticgan.predict import Found, GeneratorPredictor, NetworkPredictor, Prediction, predict, zoom_box
 
 RESOLUTION = 32
 
@@ -185,6 +185,26 @@ def test_zoom_is_for_one_object():
     assert next(predict(Brightness(), [np.zeros((40, 40, 3), np.uint8)], resolution=RESOLUTION, zoom=True)).crop is None
 
 
+@pytest.mark.parametrize("zoom", [False, True])
+def test_one_object_is_the_larger_one_and_zoom_looks_there(zoom):
+    img = np.zeros((128, 128, 3), np.uint8)
+    img[10:40, 10:40] = img[100:112, 100:112] = 255
+    options = {"resolution": RESOLUTION, "symmetry": "flip", "zoom": zoom}
+    both, one = (next(predict(Brightness(), [img], one_object=alone, **options)) for alone in (False, True))
+    assert both.label()[106, 106] == 1 and one.label()[106, 106] == 0
+    assert one.label()[25, 25] == 1 and one.maps()[1][1, 106, 106] < 0.5
+    if zoom:
+        (top, left, bottom, right), _ = one.crop
+        assert (top + bottom) / 2 == pytest.approx(25, abs=8) == (left + right) / 2
+
+
+def test_several_classes_keep_all_their_pieces():
+    img = np.zeros((64, 64, 3), np.uint8)
+    img[4:20, 4:20] = img[50:60, 50:60] = 255
+    label = next(predict(Brightness(3), [img], resolution=RESOLUTION, one_object=True)).label()
+    assert label[10, 10] == label[55, 55] == 1
+
+
 @pytest.mark.parametrize(
     ("size", "fit", "rows", "columns", "expected"),
     [
@@ -234,42 +254,6 @@ def test_temperature_changes_confidence_and_no_label():
     assert sharp[2].mean() < flat[2].mean() and flat[2].mean() > 0.99
     one = next(predict(net, img, **options, temperature=2.5))
     torch.testing.assert_close(torch.from_numpy(one.maps()[1]), (one.logits() / 2.5).softmax(0))
-
-
-def test_highest_expected_dice_of_all_regions():
-    """Against every region of eight pixels; sums of eight, so rounding is far below the differences."""
-    random = torch.Generator().manual_seed(0)
-    regions = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 8)
-    for _ in range(50):
-        prob = torch.rand(2, 4, generator=random)
-        prob[0, 0] = 0.6
-        dice = 2 * (regions @ prob.flatten()) / (regions.sum(1) + prob.sum())
-        assert torch.equal(highest_dice(prob).flatten(), regions[dice.argmax()].bool())
-
-
-def test_no_object_without_a_pixel_that_is_likelier_than_not():
-    assert not highest_dice(torch.full((3, 3), 0.5)).any()
-    assert not highest_dice(torch.zeros(3, 3)).any()
-
-
-def test_the_decision_changes_label_maps_of_two_classes_alone():
-    class Doubtful:
-        refines = False
-
-        def __init__(self, classes):
-            self.classes = classes
-
-        def __call__(self, img, refine=True):
-            ramp = torch.linspace(0.05, 0.9, RESOLUTION).expand(len(img), 1, RESOLUTION, RESOLUTION)  # of class 1
-            return Prediction(torch.cat([1 - ramp, ramp, *[0 * ramp] * (self.classes - 2)], 1))
-
-    img = np.zeros((RESOLUTION, RESOLUTION, 3), np.uint8)
-    areas = {
-        (classes, decision): next(predict(Doubtful(classes), [img], resolution=RESOLUTION, decision=decision)).label().mean()
-        for classes in (2, 3)
-        for decision in ("argmax", "dice")
-    }
-    assert areas[2, "dice"] > areas[2, "argmax"] == areas[3, "dice"] == areas[3, "argmax"]
 
 
 def test_a_model_gives_reconstruction_and_distance(model):

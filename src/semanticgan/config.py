@@ -139,8 +139,9 @@ class PredictConfig(Section):
     views: bool = Field(True, description="average over the symmetries that the data allow")
     zoom: bool | None = Field(None, description="second pass on a crop round the first mask; unset: by validation")
     steps: int | None = Field(None, ge=0, description="inversion steps; unset: by validation")
-    decision: Literal["argmax", "dice"] | None = Field(
-        None, description="of two classes: the likelier, or the region of highest expected Dice; unset: by validation"
+    one_object: bool | None = Field(
+        None,
+        description="one piece of the object's class at most, the likeliest; unset: if all known masks of two classes are so",
     )
 
 
@@ -204,7 +205,7 @@ class ModelConfig(Section):
     zoom: bool = False
     steps: int = Field(0, ge=0, description="default inversion steps, chosen on validation images")
     temperature: float = Field(1, gt=0, description="softmax temperature, chosen on validation images")
-    decision: Literal["argmax", "dice"] = Field("argmax", description="how probabilities become a label map, as in PredictConfig")
+    one_object: bool = Field(False, description="label maps of two classes keep one piece of the second alone")
     distance_quantiles: tuple[float, ...] = Field((), description="LPIPS of validation images at 0, .05, ..., 1")
     versions: dict[str, str] = {}
 

@@ -20,7 +20,7 @@ from semanticgan.data.sources import mask_path
 from semanticgan.errors import UserError
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.metrics.segmentation import accuracy, bootstrap_interval, confusion, dice, iou
-from semanticgan.predict import Decision, Found
+from semanticgan.predict import Found
 
 Find = Callable[[Iterable[np.ndarray]], Iterator[Found]]  # a stream of uint8 images [H, W, C] -> answers in the same order
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -152,7 +152,6 @@ class Choice:
     steps: int
     zoom: bool
     temperature: float
-    decision: Decision
     distance_quantiles: tuple[float, ...]  # of the validation images' distances, at 0, .05, ..., 1
     scores: dict[str, float]  # what was tried -> mean foreground IoU
 
@@ -166,19 +165,17 @@ def choose(
     *,
     steps: Sequence[int] = (0, 20, 60),  # candidates, fewest first; one: it is taken
     zoom: bool | None = None,  # None: if it hardly hurts, for tasks with two classes
-    decision: Decision | None = None,  # None: "dice" if it helps, for tasks with two classes
     most: int = 100,  # images on which steps of inversion are tried
     share: Share = _alone,
 ) -> Choice:
-    """Zoom, inversion steps, softmax temperature and decision by validation images alone.
+    """Zoom, inversion steps and softmax temperature by validation images alone.
 
     Zoom is taken unless it costs more than ZOOM_COST of mean foreground IoU (over images, of the mean over classes 1..).
     More steps are taken only where they gain more than MARGIN and than the standard error of the gain, image by image.
-    The temperature minimises the negative log likelihood of the masks' pixels. With it the region of highest expected Dice is
-    tried as label map, and taken where it is clearly better in the same sense. Without images: the first candidate, no zoom.
+    The temperature minimises the negative log likelihood of the masks' pixels. Without images: the first candidate, no zoom.
     """
     if not images:
-        return Choice(steps[0], bool(zoom), 1.0, decision or "argmax", (), {})
+        return Choice(steps[0], bool(zoom), 1.0, (), {})
     scores: dict[str, float] = {}
     may_zoom = labels.num_classes == 2 and zoom is not False
     trial = _trial(find, root, images, labels, channels, steps[0], may_zoom, share)
@@ -198,14 +195,9 @@ def choose(
         scores[f"{more} steps{named}"] = _mean(other.foreground_iou)
         if _clearly_better(other.foreground_iou - ours):
             best = other
-    temperature = best.temperature()
-    if decision is None and labels.num_classes == 2:
-        other = best.decided("dice", temperature)
-        scores[f"{best.steps} steps{', zoom' if zoom else ''}, region of highest expected Dice"] = _mean(other.foreground_iou)
-        decision = "dice" if _clearly_better(other.foreground_iou - best.foreground_iou) else "argmax"
     distances = [found.distance for found in best.found if found.distance is not None]
     quantiles = np.quantile(distances, np.linspace(0, 1, 21)).tolist() if distances else []
-    return Choice(best.steps, zoom, temperature, decision or "argmax", tuple(quantiles), scores)
+    return Choice(best.steps, zoom, best.temperature(), tuple(quantiles), scores)
 
 
 @dataclass(frozen=True)
@@ -223,9 +215,6 @@ class _Trial:
 
     def without_zoom(self) -> "_Trial":
         return replace(self, found=[replace(found, crop=None) for found in self.found])
-
-    def decided(self, decision: Decision, temperature: float) -> "_Trial":
-        return replace(self, found=[replace(found, decision=decision, temperature=temperature) for found in self.found])
 
     @cached_property
     def foreground_iou(self) -> Float[np.ndarray, " n"]:

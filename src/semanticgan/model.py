@@ -151,8 +151,8 @@ class SemanticGAN:
             fit=config.data.fit,
             symmetry=config.data.symmetry if (config.views if views is None else views) else "none",
             zoom=config.zoom if zoom is None else zoom,
+            one_object=config.one_object,
             temperature=config.temperature,
-            decision=config.decision,
             batch=batch,
             device=self.device,
         )

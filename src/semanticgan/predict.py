@@ -7,10 +7,11 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from semanticgan.config import InversionConfig
+from semanticgan.data.pieces import with_one_object
 from semanticgan.data.transforms import fit_image, fitted_box, to_float, to_u8, unfit, unview, view, view_indices
 from semanticgan.errors import UserError
 from semanticgan.inversion import Whitening, autocast, in_fixed_batches, invert, whitening
@@ -20,7 +21,6 @@ from semanticgan.nn.perceptual import LPIPS
 
 Fit = Literal["squash", "pad"]
 Symmetry = Literal["none", "flip", "all"]
-Decision = Literal["argmax", "dice"]  # each pixel's likeliest class, or the region whose expected Dice is highest
 Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels of the image
 
 HELD_BYTES = 2**28  # images kept at full size at once; a larger one is held alone
@@ -133,7 +133,6 @@ class Found:
     size: tuple[int, int]  # height, width of the image
     fit: Fit
     temperature: float
-    decision: Decision
     log_probs: Float[Tensor, "k r r"]
     crop: tuple[Box, Float[Tensor, "k r r"]] | None  # what was looked at again, and how
     reconstruction: UInt8[np.ndarray, "r r c"] | None
@@ -148,17 +147,12 @@ class Found:
         return maps
 
     def label(self) -> UInt8[np.ndarray, "h w"]:
-        return self._decided(self.logits()).numpy()
-
-    def _decided(self, logits: Float[Tensor, "k h w"]) -> UInt8[Tensor, "h w"]:
-        if self.decision == "argmax":
-            return _highest(logits)
-        return highest_dice((logits[1] - logits[0]).div_(self.temperature).sigmoid_()).byte()
+        return _highest(self.logits()).numpy()
 
     def maps(self) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "k h w"], Float[np.ndarray, "h w"]]:
         """Label, class probabilities, and uncertainty: their entropy over log K, 0..1."""
         logits = self.logits()
-        label = self._decided(logits)
+        label = _highest(logits)
         probs = logits.div_(self.temperature).softmax(0)
         uncertainty = torch.special.entr(probs).sum(0).div_(math.log(len(probs))).clamp_(0, 1)
         return label.numpy(), probs.numpy(), uncertainty.numpy()
@@ -172,8 +166,8 @@ def predict(
     fit: Fit = "squash",
     symmetry: Symmetry = "none",  # average over these flips and turns; "none": the plain view alone
     zoom: bool = False,  # second pass on a crop round the first mask; left out for more than two classes
+    one_object: bool = False,  # keep one piece of the second class alone; left out for more than two classes
     temperature: float = 1.0,
-    decision: Decision = "argmax",  # "dice": left out for more than two classes
     batch: int = 32,  # images worked on together
     device: torch.device | str = "cpu",
 ) -> Iterator[Found]:
@@ -183,9 +177,15 @@ def predict(
     """
     if batch < 1:
         raise UserError(f"batch: got {batch}, expected at least 1")
+
+    def logs(probs: Tensor) -> list[Tensor]:
+        """Logarithms, image by image: how a vectorised one rounds can depend on the place in the tensor."""
+        single = one_object and probs.shape[1] == 2
+        return [(with_one_object(p[None])[0] if single else p).clamp_min(FLOOR).log() for p in probs]
+
     for group in _groups(images, batch):
         first = _look([fit_image(img, resolution, fit) for img in group], predictor, symmetry, device, refine=True)
-        log_probs, sizes = _logs(first.probs), [img.shape[:2] for img in group]
+        log_probs, sizes = logs(first.probs), [img.shape[:2] for img in group]
         boxes: list[Box | None] = [None] * len(group)
         if zoom and first.probs.shape[1] == 2:
             boxes = [zoom_box(m, size, fit) for m, size in zip(log_probs, sizes, strict=True)]
@@ -193,13 +193,12 @@ def predict(
         crops: Iterator[Tensor] = iter(())
         if pieces:
             fitted = [fit_image(piece, resolution, fit) for piece in pieces]
-            crops = iter(_logs(_look(fitted, predictor, symmetry, device, refine=predictor.refines).probs))
+            crops = iter(logs(_look(fitted, predictor, symmetry, device, refine=predictor.refines).probs))
         for n, (size, box) in enumerate(zip(sizes, boxes, strict=True)):
             yield Found(
                 size=size,
                 fit=fit,
                 temperature=temperature,
-                decision=decision if first.probs.shape[1] == 2 else "argmax",
                 log_probs=log_probs[n],
                 crop=(box, next(crops)) if box else None,
                 reconstruction=None if first.reconstruction is None else to_u8(first.reconstruction[n : n + 1])[0].numpy(),
@@ -236,28 +235,9 @@ def _look(
     return Prediction(probs.cpu(), reconstruction, None if plain.distance is None else plain.distance.cpu())
 
 
-def _logs(probs: Tensor) -> list[Tensor]:
-    """Logarithms, image by image: how a vectorised one rounds can depend on the place in the tensor."""
-    return [p.clamp_min(FLOOR).log() for p in probs]
-
-
 def _highest(logits: Float[Tensor, "k h w"]) -> UInt8[Tensor, "h w"]:
     """Each pixel's arg max, the first of equals; `argmax` takes fifteen times as long along the first axis."""
     return logits.max(0).indices.byte()
-
-
-def highest_dice(prob: Float[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
-    """The region of highest expected Dice, 2 sum(prob inside) / (size + sum(prob)); empty where no pixel is likelier than not.
-
-    It holds the pixels above half of that Dice, at most 1/2 (Lipton et al., arXiv 1402.1892), which is found from below in a
-    few rounds (Dinkelbach's iteration). Whatever it expects, IoU is highest there too.
-    """
-    region, total, dice = prob > 0.5, prob.sum(), 0.0
-    if not region.any():
-        return region
-    while (better := float(2 * prob[region].sum() / (region.sum() + total))) > dice:
-        dice, region = better, prob > better / 2
-    return region
 
 
 def zoom_box(log_probs: Float[Tensor, "k r r"], size: tuple[int, int], fit: Fit) -> Box | None:

@@ -8,10 +8,17 @@ import torch
 
 from semanticgan.data import transforms
 from semanticgan.data.synthetic import LABELS
+from semanticgan.errors import UserError
 from semanticgan.labels import IGNORE_INDEX
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.training.checkpoint import load_checkpoint, stage_checkpoints
-from semanticgan.training.encoder import EncoderTrainer, ValidationData, new_encoder_state, train_encoder
+from semanticgan.training.encoder import (
+    EncoderTrainer,
+    ValidationData,
+    new_encoder_state,
+    train_encoder,
+    with_one_object_decided,
+)
 from semanticgan.training.gan import TrainingData, build_generator
 from semanticgan.training.run import Interrupted, Run
 
@@ -208,6 +215,34 @@ def test_mirrored_images_get_mirrored_pseudo_labels(small_config, small_data, G,
         small_config("run.precision=fp32", "data.symmetry=flip", "encoder.pseudo_threshold=0"), small_data[0], G, lpips
     )
     assert (this.guess(img.flip(-1)) == this.guess(img).flip(-1)).float().mean() > 0.999  # but for rounding of ties
+
+
+def test_pseudo_labels_keep_one_object(small_config, small_data, G, lpips, monkeypatch):
+    changes = ("encoder.pseudo_threshold=0.6", "data.symmetry=none", "predict.one_object=true")
+    net = trainer(small_config(*changes), small_data[0], G, lpips)
+    logits = torch.zeros(1, 2, 16, 16)
+    logits[:, 0] = 3
+    logits[0, 1, 2:8, 2:8] = logits[0, 1, 12:14, 12:14] = 6
+    monkeypatch.setattr(net, "explained", lambda img: (img, logits))
+    guess = net.guess(torch.zeros(1, 3, 16, 16))[0]
+    assert (guess[2:8, 2:8] == 1).all() and (guess[12:14, 12:14] == 0).all()
+
+
+def test_whether_there_is_one_object_is_read_off_the_masks(small_config, tmp_path):
+    images, one = np.zeros((3, 16, 16, 3), np.uint8), np.zeros((3, 16, 16), np.uint8)
+    one[:, 3:9, 3:9] = 1
+    two = one.copy()
+    two[:, 12:15, 12:15] = 1
+    binary, run = LABELS.model_copy(update={"names": LABELS.names[:2], "palette": LABELS.palette[:2]}), silent(tmp_path)
+
+    def decided(masks, val, setting="null", labels=binary):
+        config, data = small_config(f"predict.one_object={setting}"), TrainingData(images, images, masks)
+        return with_one_object_decided(config, labels, data, ValidationData(images, val), run).predict.one_object
+
+    assert decided(one, one) and not decided(one, two) and not decided(two, one)
+    assert not decided(one, one, "false") and decided(two, two, "true")
+    with pytest.raises(UserError, match=r"predict\.one_object: got true for 4 classes"):
+        decided(one, one, "true", LABELS)
 
 
 def test_pseudo_labels_count_more_as_e_learns(config, small_data, G, lpips):

@@ -89,8 +89,8 @@ def _defaults(config: ModelConfig) -> str:
         parts.append("average over views")
     if config.zoom:
         parts.append("second pass on a crop")
-    if config.decision == "dice":
-        parts.append("region of highest expected Dice")
+    if config.one_object:
+        parts.append("one object")
     return f"{', '.join(parts)}; temperature {config.temperature:.3g}"
 
 

@@ -109,8 +109,17 @@ def student_config(teacher: SemanticGAN, overrides: list[str], seed: int | None)
         require_levels_fit(theirs.data, config.student.widths)
     except ValueError as error:
         raise UserError(f"student.{error}") from None
+    predict = config.predict
+    if predict.one_object is None:
+        predict = predict.model_copy(update={"one_object": theirs.one_object})
     return config.model_copy(
-        update={"preset": STUDENT, "data": theirs.data, "networks": theirs.networks, "inversion": theirs.inversion}
+        update={
+            "preset": STUDENT,
+            "data": theirs.data,
+            "networks": theirs.networks,
+            "inversion": theirs.inversion,
+            "predict": predict,
+        }
     )
 
 
@@ -178,16 +187,23 @@ def ask_teacher(teacher: SemanticGAN, images: np.ndarray, config: Config, run: R
 
 
 def export_student(plan: Plan, teacher: str, S: UNet, lengths: dict[str, float], how: list[str], run: Run) -> None:
-    """Choose views, zoom, temperature and decision on the validation images, and write `model/` and `validation.json`."""
+    """Choose views, zoom and temperature on the validation images, and write `model/` and `validation.json`."""
     config, sources = plan.config, plan.sources
     described = ModelConfig(
-        kind="student", labels=plan.labels, data=config.data, widths=S.widths, teacher=teacher, views=False, versions=versions()
+        kind="student",
+        labels=plan.labels,
+        data=config.data,
+        widths=S.widths,
+        teacher=teacher,
+        views=False,
+        one_object=bool(config.predict.one_object),
+        versions=versions(),
     )
     model, scores = SemanticGAN(described, None, S=S, device=plan.device), {}
     if sources.val:
-        run.log(f"choosing views, zoom, temperature and decision on {len(sources.val)} validation images")
+        run.log(f"choosing views, zoom and temperature on {len(sources.val)} validation images")
         views, choice = choose_settings(model, plan, run)
-        model = model.configured(views=views, zoom=choice.zoom, temperature=choice.temperature, decision=choice.decision)
+        model = model.configured(views=views, zoom=choice.zoom, temperature=choice.temperature)
         scores = evaluate(model.find, sources.root, sources.val, plan.labels, config.data.channels or 3)
         run.log(summary(scores))
         write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
@@ -206,7 +222,7 @@ def choose_settings(model: SemanticGAN, plan: Plan, run: Run) -> tuple[bool, Cho
             return model.find(images, steps, views=views, zoom=zoom)
 
         choice = choose(find, sources.root, sources.val, model.labels, config.data.channels or 3, steps=(0,),
-                        zoom=config.predict.zoom, decision=config.predict.decision)  # fmt: skip
+                        zoom=config.predict.zoom)  # fmt: skip
         return choice.scores["0 steps, zoom" if choice.zoom else "0 steps"], choice
 
     plain, choice = trial(False)

@@ -12,9 +12,11 @@ from torch import Tensor
 from semanticgan import losses
 from semanticgan.config import Config, NetworkConfig
 from semanticgan.data import transforms
+from semanticgan.data.pieces import have_one_object, with_one_object
 from semanticgan.data.stream import Stream, generator
 from semanticgan.data.zoom_out import zoom_in, zoom_out
 from semanticgan.ema import ema_decay, update_ema
+from semanticgan.errors import UserError
 from semanticgan.inversion import enlarge
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.memory import keep_freed_memory
@@ -40,6 +42,21 @@ class ValidationData:
 
     images: UInt8[np.ndarray, "n r r c"]
     labels: UInt8[np.ndarray, "n r r"]
+
+
+def with_one_object_decided(config: Config, labels: LabelSpec, data: TrainingData, val: ValidationData, run: Run) -> Config:
+    """The settings with `predict.one_object` as the masks say, where it was left open.
+
+    Raises UserError where it is set for more than two classes.
+    """
+    if config.predict.one_object and labels.num_classes != 2:
+        raise UserError(f"predict.one_object: got true for {labels.num_classes} classes, expected two; leave it out")
+    if config.predict.one_object is not None:
+        return config
+    one = have_one_object(np.concatenate([data.labels, val.labels]))
+    if one:
+        run.log("one object: the known masks have one piece each, so label maps will (else set predict.one_object=false)")
+    return config.model_copy(update={"predict": config.predict.model_copy(update={"one_object": one})})
 
 
 def build_encoder(networks: NetworkConfig, resolution: int, channels: int) -> Encoder:
@@ -188,8 +205,12 @@ class EncoderTrainer:
         with self.autocast():
             looks = [self.explained(transforms.view(img, k))[1] for k in views]
         probs = torch.stack([transforms.unview(x.float().softmax(1), k) for x, k in zip(looks, views, strict=True)]).mean(0)
-        sure, label = probs.max(1)
+        sure, label = self.as_one(probs).max(1)
         return label.masked_fill(sure < self.weights.pseudo_threshold, IGNORE_INDEX)
+
+    def as_one(self, probs: Float[Tensor, "n k r r"]) -> Float[Tensor, "n k r r"]:
+        """With one piece of the object alone, where the data have one object."""
+        return with_one_object(probs) if self.config.predict.one_object else probs
 
     def draw_labeled(self, position: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = self.world.mine(self.labeled_stream.indices(position, self.third))
@@ -245,7 +266,10 @@ class EncoderTrainer:
             return math.nan
 
         def scores(chosen: Sequence[int]) -> list[Tensor]:
-            pred = self.explain(val.images[list(chosen)])[1].argmax(1).cpu() if len(chosen) else ()
+            if not chosen:
+                return []
+            seg_logits = self.explain(val.images[list(chosen)])[1]
+            pred = self.as_one(seg_logits.float().softmax(1)).argmax(1).cpu()
             label = torch.from_numpy(np.array(val.labels[list(chosen)])).long()
             return [iou(confusion(p, t, self.labels.num_classes))[1:] for p, t in zip(pred, label, strict=True)]
 

@@ -35,7 +35,7 @@ def export_model(
     command: str,
     lengths: dict[str, float],  # kimg of the stages and hours, for the card
 ) -> dict[str, Any]:
-    """Choose steps, zoom, temperature and decision on the validation images, and write `model/` with the scores that came out.
+    """Choose steps, zoom and temperature on the validation images, and write `model/` with the scores that came out.
 
     Processes share the images; rank 0 writes.
     Returns the validation scores, in the form of `evaluate --json`, which also stand in `validation.json`.
@@ -43,23 +43,19 @@ def export_model(
     chosen = ModelConfig(
         labels=labels, data=config.data, networks=config.networks, inversion=config.inversion,
         views=config.predict.views, steps=config.predict.steps or 0, zoom=bool(config.predict.zoom),
-        decision=config.predict.decision or "argmax",
+        one_object=bool(config.predict.one_object),
         versions=versions(),
     )  # fmt: skip
     model = SemanticGAN(chosen, G, E, device)
     scores: dict[str, Any] = {}
     shared = run.world.shared
     if sources.val:
-        run.log(f"choosing steps, zoom, temperature and decision on {len(sources.val)} validation images")
+        run.log(f"choosing steps, zoom and temperature on {len(sources.val)} validation images")
         choice = choose_settings(model, config, sources, shared)
         for name, value in choice.scores.items():
             run.log(f"validation IoU: {name}: {value:.4f}")
         model = model.configured(
-            steps=choice.steps,
-            zoom=choice.zoom,
-            temperature=choice.temperature,
-            decision=choice.decision,
-            distance_quantiles=choice.distance_quantiles,
+            steps=choice.steps, zoom=choice.zoom, temperature=choice.temperature, distance_quantiles=choice.distance_quantiles
         )
         scores = evaluate(model.find, sources.root, sources.val, labels, config.data.channels or 3, share=shared)
         run.log(summary(scores))
@@ -85,7 +81,7 @@ def choose_settings(model: SemanticGAN, config: Config, sources: Sources, share:
 
     steps: Sequence[int] = STEP_CANDIDATES if config.predict.steps is None else (config.predict.steps,)
     return choose(find, sources.root, sources.val, model.labels, config.data.channels or 3, steps=steps,
-                  zoom=config.predict.zoom, decision=config.predict.decision, share=share)  # fmt: skip
+                  zoom=config.predict.zoom, share=share)  # fmt: skip
 
 
 def summary(scores: dict[str, Any]) -> str:
@@ -105,7 +101,7 @@ def card(
     """The model folder's README.md: what it is, what it was trained on and how, and its validation scores."""
     classes = ", ".join(config.labels.names)
     zoom = ", second pass on a crop" if config.zoom else ""
-    decision = ", region of highest expected Dice" if config.decision == "dice" else ""
+    zoom += ", one object" if config.one_object else ""
     views = {"none": "one view", "flip": "two views", "all": "eight views"}[config.data.symmetry if config.views else "none"]
     imagenet = config.networks.encoder_trunk != "residual"
     how = [*how, *(["The encoder's trunk began with weights trained on ImageNet."] if imagenet else [])]
@@ -130,8 +126,8 @@ def card(
         + ", ".join(f"{name} {value:g}" for name, value in lengths.items()) + ".", "",
         "```", command, "```", *(["", " ".join(how)] if how else []), "",
         "## Use", "",
-        f"By default: {steps}{views}{zoom}, softmax temperature {config.temperature:g}{decision}; "
-        f"{chosen}, temperature and decision were chosen on the validation images.", "",
+        f"By default: {steps}{views}{zoom}, softmax temperature {config.temperature:g}; "
+        f"{chosen} and temperature were chosen on the validation images.", "",
     ]  # fmt: skip
     if scores:
         lines += ["## Validation scores", "", "| class | IoU | 95 % | Dice |", "|---|---|---|---|"]

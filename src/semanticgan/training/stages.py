@@ -27,7 +27,7 @@ from semanticgan.nn.perceptual import LPIPS
 from semanticgan.report import write_report
 from semanticgan.training.checkpoint import State, load_checkpoint, stage_checkpoints
 from semanticgan.training.distributed import ALONE, World
-from semanticgan.training.encoder import ValidationData, new_encoder_state, train_encoder
+from semanticgan.training.encoder import ValidationData, new_encoder_state, train_encoder, with_one_object_decided
 from semanticgan.training.export import export_model
 from semanticgan.training.gan import TrainingData, new_gan_state, train_gan
 from semanticgan.training.run import Interrupted, Run, duration, require_new_folder, write_text
@@ -283,6 +283,7 @@ def run_stages(plan: Plan, run: Run) -> None:
     """From wherever the run folder stands to the exported model."""
     config, device, world = plan.config, plan.device, run.world
     data, val = world.in_turn(lambda: pack_data(plan, run))
+    config = with_one_object_decided(config, plan.labels, data, val, run)
     gan, encoder = new_states(config, plan.labels, device)
     gan_finished = world.first(lambda: bool(stage_checkpoints(run.folder, "encoder")))
     if plan.start_from and not gan_finished:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from semanticgan.data.pieces import with_one_object
 from semanticgan.data.transforms import fit_image, to_float, to_u8
 from semanticgan.inversion import autocast, in_fixed_batches, invert
 from semanticgan.model import SemanticGAN, distance_rank
@@ -170,19 +171,16 @@ def _found(
 ) -> list[Found]:
     """The answers of one view, for maps of these sizes; a student has no reconstruction `out`."""
     config = model.config
-    settings = {"fit": config.data.fit, "temperature": config.temperature, "decision": config.decision, "crop": None}
-    log_probs = seg_logits.float().softmax(1).clamp_min(FLOOR).log().cpu()
+    probs = seg_logits.float().softmax(1).cpu()
+    log_probs = (with_one_object(probs) if config.one_object and probs.shape[1] == 2 else probs).clamp_min(FLOOR).log()
     if out is None:
-        return [
-            Found(size=size, log_probs=log_probs[n], reconstruction=None, distance=None, **settings)
-            for n, size in enumerate(sizes)
-        ]
+        return [Found(size, config.data.fit, config.temperature, log_probs[n], None, None, None) for n, size in enumerate(sizes)]
     repeats = max(1, 32 // config.data.resolution)  # AlexNet takes no less than 32 px
     large = (x.repeat_interleave(repeats, -1).repeat_interleave(repeats, -2) for x in (img, out.float().clamp(-1, 1)))
     with autocast(model.device, True):
         distances = model.lpips(*large).float().tolist()
     shown = to_u8(out).cpu().numpy()
     return [
-        Found(size=size, log_probs=log_probs[n], reconstruction=shown[n], distance=distances[n], **settings)
+        Found(size, config.data.fit, config.temperature, log_probs[n], None, shown[n], distances[n])
         for n, size in enumerate(sizes)
     ]

@@ -1,0 +1,50 @@
+"""Tasks with one object: which of a mask's connected pieces it is."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from semanticgan.labels import IGNORE_INDEX
+
+SHARE = 0.95  # of the known masks, to call it a task with one object
+CRUMBS = 0.02  # share of an object's pixels that may lie apart from it
+
+
+def pieces(mask: Bool[Tensor, "n h w"]) -> Int[Tensor, "n h w"]:
+    """Connected pieces, over sides and corners: the same number above 0 throughout a piece, 0 outside.
+
+    Each pixel takes its neighbours' highest number, then that of the pixel which had this number at first: few rounds.
+    """
+    n, h, w = mask.shape
+    ids = (torch.arange(1, h * w + 1, device=mask.device).view(1, h, w) * mask).float()  # exact below 2^24 pixels
+    while True:
+        grown = (F.max_pool2d(ids[:, None], 3, 1, 1)[:, 0] * mask).flatten(1)
+        further = (grown.gather(1, (grown.long() - 1).clamp_min(0)) * mask.flatten(1)).view(n, h, w)
+        if torch.equal(further, ids):
+            return ids.long()
+        ids = further
+
+
+def lesser_pieces(prob: Float[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
+    """Where `prob` is above 1/2, but for the piece with the highest sum of it."""
+    ids = pieces(prob > 0.5)
+    sums = prob.new_zeros(len(prob), prob.shape[1] * prob.shape[2] + 1).scatter_add_(1, ids.flatten(1), prob.flatten(1))
+    sums[:, 0] = -1
+    return (ids > 0) & (ids != sums.argmax(1)[:, None, None])
+
+
+def with_one_object(probs: Float[Tensor, "n 2 h w"]) -> Float[Tensor, "n 2 h w"]:
+    """Both classes' probabilities exchanged in all pieces of the second but the likeliest."""
+    return torch.where(lesser_pieces(probs[:, 1])[:, None], probs.flip(1), probs)
+
+
+def have_one_object(labels: UInt8[np.ndarray, "n h w"]) -> bool:
+    """Is class 1 the only one beside background, and in one piece in nearly all of the maps that show it?"""
+    if np.isin(labels, (0, 1, IGNORE_INDEX), invert=True).any():
+        return False
+    objects = torch.from_numpy(np.asarray(labels) == 1)
+    objects = objects[objects.flatten(1).any(1)]
+    lesser = lesser_pieces(objects.float()).flatten(1).sum(1) / objects.flatten(1).sum(1)
+    return len(objects) > 0 and float((lesser < CRUMBS).float().mean()) >= SHARE

@@ -1,0 +1,70 @@
+import numpy as np
+import torch
+
+from semanticgan.data.pieces import have_one_object, lesser_pieces, pieces, with_one_object
+from semanticgan.labels import IGNORE_INDEX
+
+
+def mask(*rows):
+    return torch.tensor([[c != "." for c in row] for row in rows])[None]
+
+
+def by_flooding(mask):
+    """The definition: pixels that can be reached from each other over sides and corners."""
+    out, number = torch.zeros_like(mask, dtype=torch.long), 0
+    for start in mask.nonzero().tolist():
+        if out[tuple(start)]:
+            continue
+        number, waiting = number + 1, [start]
+        while waiting:
+            y, x = waiting.pop()
+            if 0 <= y < mask.shape[0] and 0 <= x < mask.shape[1] and mask[y, x] and not out[y, x]:
+                out[y, x] = number
+                waiting += [[y + dy, x + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    return out
+
+
+def test_pieces_are_what_flooding_finds():
+    random = torch.Generator().manual_seed(0)
+    masks = torch.rand(20, 17, 23, generator=random) < torch.linspace(0.05, 0.6, 20)[:, None, None]
+    for found, expected in zip(pieces(masks), map(by_flooding, masks), strict=True):
+        pairs = set(zip(found.flatten().tolist(), expected.flatten().tolist(), strict=True))
+        assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}) and (0, 0) in pairs
+
+
+def test_a_long_winding_piece_is_one():
+    snake = mask("#####", "....#", "#####", "#....", "#####", ".....", "##...")
+    ids = pieces(snake)[0]
+    assert len(ids[:5].unique()) == 2 and len(ids.unique()) == 3
+
+
+def test_the_piece_with_the_highest_sum_is_kept():
+    prob = torch.zeros(1, 5, 7)
+    prob[0, 0, :3], prob[0, 3:, 4:6] = 0.9, 0.6  # sums 2.7 and 2.4
+    assert torch.equal(lesser_pieces(prob), (prob > 0.5) & (prob < 0.7))
+    assert not lesser_pieces(torch.zeros(2, 4, 4)).any()
+
+
+def test_classes_are_exchanged_in_the_other_pieces_alone():
+    first = torch.full((1, 5, 7), 0.2)
+    first[0, 0, :3], first[0, 3:, 5:] = 0.9, 0.6
+    probs = torch.stack([1 - first, first], 1)
+    out = with_one_object(probs)
+    assert torch.equal(out[0, 1, 3:, 5:], probs[0, 0, 3:, 5:]) and torch.equal(out.sum(1), probs.sum(1))
+    changed = (out != probs)[0, 1]
+    assert changed.sum() == 4 and (out[0].argmax(0) == 1).sum() == 3
+
+
+def test_the_masks_say_whether_there_is_one_object():
+    one, two = np.zeros((2, 9, 9), np.uint8)
+    one[2:7, 2:7] = 1
+    two[1:4, 1:4] = two[6:8, 6:8] = 1
+    crumb = np.pad(np.ones((8, 8), np.uint8), ((0, 1), (0, 1)))
+    crumb[7, 6:8] = crumb[6, 7] = 0  # 61 pixels and one apart
+    crumb[8, 8] = 1
+    empty, ignored = np.zeros((9, 9), np.uint8), np.where(one, one, IGNORE_INDEX).astype(np.uint8)
+    assert have_one_object(np.stack([one, one, empty, crumb, ignored]))
+    assert not have_one_object(np.stack([one, one, two]))
+    assert have_one_object(np.stack([one] * 20 + [two]))  # one odd mask of 21
+    assert not have_one_object(np.stack([one, 2 * one]))  # three classes
+    assert not have_one_object(np.stack([empty, empty])) and not have_one_object(np.zeros((0, 9, 9), np.uint8))
