@@ -104,11 +104,24 @@ def wait_for_ticks(process: subprocess.Popen, out: Path, ticks: int) -> list[dic
         time.sleep(0.01)
 
 
-def train_command(root: Path, preset: str, steps: int) -> list[str]:
-    """With a line of statistics every so many steps."""
-    tick = steps * build_config(preset).gan.batch / 1000
+def train_command(root: Path, preset: str, steps: int, larger: int = 1) -> list[str]:
+    """With a line of statistics every so many steps, and a batch so many times the preset's."""
+    batch = larger * build_config(preset).gan.batch
+    tick = steps * batch / 1000
     lists = [option for name in ("labeled", "unlabeled", "val") for option in (f"--{name}", str(root / f"{name}.txt"))]
-    options = ["--data", str(root), "--preset", preset, "--device", "cpu", *lists, "--set", f"run.tick_kimg={tick}"]
+    options = [
+        "--data",
+        str(root),
+        "--preset",
+        preset,
+        "--device",
+        "cpu",
+        *lists,
+        "--set",
+        f"run.tick_kimg={tick}",
+        "--set",
+        f"gan.batch={batch}",
+    ]
     return ["-m", "semanticgan", "train", *options]
 
 
@@ -128,20 +141,24 @@ def first_step(root: Path, cache: Path, folder: Path, threads: int, preset: str 
 def two_processes(root: Path, cache: Path, folder: Path, preset: str = "cpu64") -> dict[str, float] | None:
     """Images a second of one process of one thread, one of two, and two of one under torchrun; None if that is not to be had.
 
-    From the runs' own stats.jsonl: the median of the ticks after the first.
+    Two processes share the preset's batch, or have one of that size each. From the runs' own stats.jsonl: the median of the
+    ticks after the first.
     """
     if importlib.util.find_spec("semanticgan.training.distributed") is None:
         return None
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    kinds = {"one_thread": ([], 1), "two_threads": ([], 2), "two_processes": (torchrun, 1)}
-    command = train_command(root, preset, steps=TICK_STEPS)
+    kinds = {
+        "one_thread": ([], 1, 1), "two_threads": ([], 2, 1), "two_processes": (torchrun, 1, 1),
+        "two_processes_twice_the_batch": (torchrun, 1, 2),
+    }  # fmt: skip
     rates = {}
-    for name, (launcher, threads) in kinds.items():
-        out = folder / name
+    for name, (launcher, threads, larger) in kinds.items():
+        out, command = folder / name, train_command(root, preset, TICK_STEPS, larger)
         with training([sys.executable, *launcher, *command], out, environment(cache, threads)) as process:
             rates[name] = median(tick["images_per_second"] for tick in wait_for_ticks(process, out, TICKS)[1:])
     return {
         **rates,
         "scaling_one_to_two_processes": rates["two_processes"] / rates["one_thread"],
+        "scaling_with_the_batch": rates["two_processes_twice_the_batch"] / rates["one_thread"],
         "two_processes_over_two_threads": rates["two_processes"] / rates["two_threads"],
     }

@@ -91,8 +91,9 @@ def outside_table(results: dict[str, Any]) -> str:
     if results.get("processes"):
         p = results["processes"]
         rows += [[f"GAN training, {name.replace('_', ' ')}, images a second", number(p[name])]
-                 for name in ("one_thread", "two_threads", "two_processes")]  # fmt: skip
+                 for name in ("one_thread", "two_threads", "two_processes", "two_processes_twice_the_batch")]  # fmt: skip
         rows.append(["two processes of one thread / one process of one thread", number(p["scaling_one_to_two_processes"])])
+        rows.append(["the same, with a whole batch for each process", number(p["scaling_with_the_batch"])])
         rows.append(["two processes of one thread / one process of two threads", number(p["two_processes_over_two_threads"])])
     return table(["what", "figure"], rows) if rows else ""
 

@@ -217,7 +217,7 @@ def test_mirrored_images_get_mirrored_pseudo_labels(small_config, small_data, G,
     assert (this.guess(img.flip(-1)) == this.guess(img).flip(-1)).float().mean() > 0.999  # but for rounding of ties
 
 
-def test_pseudo_labels_keep_one_object(small_config, small_data, G, lpips, monkeypatch):
+def test_lesser_pieces_teach_nothing_where_there_is_one_object(small_config, small_data, G, lpips, monkeypatch):
     changes = ("encoder.pseudo_threshold=0.6", "data.symmetry=none", "predict.one_object=true")
     net = trainer(small_config(*changes), small_data[0], G, lpips)
     logits = torch.zeros(1, 2, 16, 16)
@@ -225,7 +225,7 @@ def test_pseudo_labels_keep_one_object(small_config, small_data, G, lpips, monke
     logits[0, 1, 2:8, 2:8] = logits[0, 1, 12:14, 12:14] = 6
     monkeypatch.setattr(net, "explained", lambda img: (img, logits))
     guess = net.guess(torch.zeros(1, 3, 16, 16))[0]
-    assert (guess[2:8, 2:8] == 1).all() and (guess[12:14, 12:14] == 0).all()
+    assert (guess[2:8, 2:8] == 1).all() and (guess[12:14, 12:14] == IGNORE_INDEX).all() and (guess[9:11] == 0).all()
 
 
 def test_whether_there_is_one_object_is_read_off_the_masks(small_config, tmp_path):

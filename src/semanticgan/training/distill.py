@@ -1,10 +1,8 @@
 """One `distill` command, in order: find and pack the data, ask the teacher, train the student, choose on validation, export."""
 
-import errno
 import json
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,9 +22,8 @@ from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN
 from semanticgan.nn.unet import UNet
 from semanticgan.predict import Found
-from semanticgan.training.checkpoint import stage_checkpoints
 from semanticgan.training.export import card, summary, versions
-from semanticgan.training.run import Interrupted, Run, duration, require_new_folder, write_text
+from semanticgan.training.run import Interrupted, Run, duration, left_tidy, require_new_folder, write_text
 from semanticgan.training.stages import Plan, pack_data, require_same, restore, tell_report
 from semanticgan.training.student import (
     Samples,
@@ -68,19 +65,12 @@ def distill(
             say(note)
         out.mkdir(parents=True, exist_ok=True)
         plan.write(out)
-    try:
-        run_student(plan, teacher, model, Run(out, say))
-    except (Interrupted, KeyboardInterrupt):
-        say(f"go on with: semanticgan distill {shlex.quote(model)} --out {shlex.quote(str(out))} --resume")
-        raise
-    except UserError:
-        if not resume and not (out / "stats.jsonl").exists() and not stage_checkpoints(out, "student"):
-            shutil.rmtree(out)  # nothing was trained: the same command with the mistake mended must find a free place
-        raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    with left_tidy(out, new=not resume, first_stage="student"):
+        try:
+            run_student(plan, teacher, model, Run(out, say))
+        except (Interrupted, KeyboardInterrupt):
+            say(f"go on with: semanticgan distill {shlex.quote(model)} --out {shlex.quote(str(out))} --resume")
             raise
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); make room, then go on with --resume") from error
 
 
 def make_plan(given: dict[str, Any], teacher: SemanticGAN, device: str) -> Plan:

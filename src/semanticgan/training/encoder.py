@@ -12,7 +12,7 @@ from torch import Tensor
 from semanticgan import losses
 from semanticgan.config import Config, NetworkConfig
 from semanticgan.data import transforms
-from semanticgan.data.pieces import have_one_object, with_one_object
+from semanticgan.data.pieces import have_one_object, lesser_pieces, with_one_object
 from semanticgan.data.stream import Stream, generator
 from semanticgan.data.zoom_out import zoom_in, zoom_out
 from semanticgan.ema import ema_decay, update_ema
@@ -205,8 +205,11 @@ class EncoderTrainer:
         with self.autocast():
             looks = [self.explained(transforms.view(img, k))[1] for k in views]
         probs = torch.stack([transforms.unview(x.float().softmax(1), k) for x, k in zip(looks, views, strict=True)]).mean(0)
-        sure, label = self.as_one(probs).max(1)
-        return label.masked_fill(sure < self.weights.pseudo_threshold, IGNORE_INDEX)
+        sure, label = probs.max(1)
+        unknown = sure < self.weights.pseudo_threshold
+        if self.config.predict.one_object:
+            unknown |= lesser_pieces(probs[:, 1])
+        return label.masked_fill(unknown, IGNORE_INDEX)
 
     def as_one(self, probs: Float[Tensor, "n k r r"]) -> Float[Tensor, "n k r r"]:
         """With one piece of the object alone, where the data have one object."""

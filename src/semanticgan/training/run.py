@@ -1,7 +1,9 @@
 """The run folder: log, statistics, pictures, time, and the signals that end a run."""
 
+import errno
 import json
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from semanticgan.errors import UserError
-from semanticgan.training.checkpoint import State, save_stage
+from semanticgan.training.checkpoint import State, save_stage, stage_checkpoints
 from semanticgan.training.distributed import ALONE, World
 
 
@@ -28,6 +30,24 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # a path need not be valid UTF-8
     temporary.replace(path)
+
+
+@contextmanager
+def left_tidy(out: Path, new: bool, first_stage: str) -> Iterator[None]:
+    """After a UserError a new run folder in which nothing was trained goes: the mended command must find a free place.
+
+    A full disk becomes a UserError; what was saved stays.
+    """
+    try:
+        yield
+    except UserError:
+        if new and not (out / "stats.jsonl").exists() and not stage_checkpoints(out, first_stage):
+            shutil.rmtree(out)
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); make room, then go on with --resume") from error
 
 
 class Run:

@@ -1,12 +1,10 @@
 """The stages of one `train` command, in order: find and pack the data, train G, train E, choose on validation, export."""
 
-import errno
 import json
 import math
 import os
 import platform
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,7 +28,7 @@ from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.encoder import ValidationData, new_encoder_state, train_encoder, with_one_object_decided
 from semanticgan.training.export import export_model
 from semanticgan.training.gan import TrainingData, new_gan_state, train_gan
-from semanticgan.training.run import Interrupted, Run, duration, require_new_folder, write_text
+from semanticgan.training.run import Interrupted, Run, duration, left_tidy, require_new_folder, write_text
 from semanticgan.training.warm_start import warm_start
 
 Say = Callable[[str], None]
@@ -112,24 +110,17 @@ def train(
         for line in describe(plan):
             say(line)
         return
-    try:
+    with left_tidy(out, new=not resume and world.main, first_stage="gan"):
         if world.main:
             out.mkdir(parents=True, exist_ok=True)
             if not resume:
                 plan.write(out)
         run = Run(out, say, world)
-        run_stages(plan, run)
-    except Interrupted:
-        run.log(f"saved; go on with: semanticgan train --out {shlex.quote(str(out))} --resume")
-        raise
-    except UserError:
-        if world.main and not resume and not (out / "stats.jsonl").exists() and not stage_checkpoints(out, "gan"):
-            shutil.rmtree(out)  # nothing was trained: the same command with the mistake mended must find a free place
-        raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        try:
+            run_stages(plan, run)
+        except Interrupted:
+            run.log(f"saved; go on with: semanticgan train --out {shlex.quote(str(out))} --resume")
             raise
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); make room, then go on with --resume") from error
 
 
 def find_plan(out: Path, given: dict[str, Any], device: str, resume: bool, processes: int, say: Say) -> Plan:
