@@ -47,7 +47,7 @@ class NetworkConfig(Section):
     encoder_trunk: Literal["efficientnet-lite0", "residual"] = Field(
         "efficientnet-lite0", description="E's first layers: pretrained on ImageNet, or its own (then encoder.kimg=150 is better)"
     )
-    encoder_features: bool = Field(False, description="E also gives an offset to G's feature maps")
+    encoder_features: bool = Field(True, description="E also gives an offset to G's feature maps")
     encoder_widths: tuple[EncoderWidth, ...] = Field(
         (64, 128, 192, 256), min_length=1, description="channels of the residual trunk by stage; every stage halves the side"
     )
@@ -79,7 +79,7 @@ class GanConfig(Section):
 
 
 class EncoderConfig(Section):
-    kimg: float = Field(48, gt=0, description="length of the stage in thousands of images, all three kinds counted")
+    kimg: float = Field(24, gt=0, description="length of the stage in thousands of images, all three kinds counted")
     batch: int = Field(48, ge=6, description="a third each: unlabelled, labelled, G's own samples")
     lr: float = Field(1e-3, gt=0)
     trunk_lr: float = Field(0.3, ge=0, description="learning rate of a pretrained trunk, relative to lr")
@@ -91,10 +91,10 @@ class EncoderConfig(Section):
     pseudo: float = Field(1, ge=0, description="weight of cross-entropy + Dice on unlabelled images, as E itself labels them")
     pseudo_threshold: float = Field(0.8, ge=0, le=1, description="pixels that E is less sure of teach nothing")
     latent: float = Field(0.3, ge=0, description="weight of the whitened distance to the samples' known ws")
-    features: float = Field(0.02, ge=0, description="weight of the mean square of E's offset to G's features, if it gives one")
+    features: float = Field(0.1, ge=0, description="weight of the mean square of E's offset to G's features, if it gives one")
     augment: float = Field(1, ge=0, description="strength of the colour and scale changes to E's input")
     zoom_out: float = Field(0.5, ge=0, le=1, description="share of E's images that it sees from farther away")
-    zoom_in: float = Field(0, ge=0, le=1, description="share of E's images of which it sees an enlarged piece")
+    zoom_in: float = Field(0.3, ge=0, le=1, description="share of E's images of which it sees an enlarged piece")
     ema_half_life_kimg: float = Field(2, gt=0)
     grad_clip: float = Field(5, gt=0)
 
@@ -236,13 +236,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"resolution": 32},
         "networks": {
             "z_dim": 64, "w_dim": 64, "mapping_layers": 2, "widths": {4: 64, 8: 64, 16: 48, 32: 32},
-            "d_seg_filters": 16, "encoder_trunk": "residual", "encoder_widths": (32, 64, 96),
+            "d_seg_filters": 16, "encoder_trunk": "residual", "encoder_features": False, "encoder_widths": (32, 64, 96),
         },
         "gan": {
             "kimg": 18, "batch": 8, "lr_g": 0.003, "lr_d_img": 0.003, "style_mixing": 0,
             "r1_gamma": 0.05, "ema_half_life_kimg": 1.5,
         },
-        "encoder": {"kimg": 20},
+        "encoder": {"kimg": 20, "zoom_in": 0},
         "run": {"tick_kimg": 1, "checkpoint_minutes": 1},
     },
     "cpu64": {},
@@ -257,7 +257,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "z_dim": 512, "w_dim": 512, "mapping_layers": 8,
             "widths": {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128},
             "d_seg_filters": 64, "d_seg_scales": 3,
-            "encoder_trunk": "residual", "encoder_widths": (64, 128, 256, 384, 512, 512),
+            "encoder_trunk": "residual", "encoder_features": False, "encoder_widths": (64, 128, 256, 384, 512, 512),
         },
         "gan": {"kimg": 3200, "r1_gamma": 10, "pl_weight": 2, "feature_matching": 2, "ema_half_life_kimg": 10},
         "encoder": {"kimg": 3200, "lr": 1e-3, "mse": 1, "lpips": 10},

@@ -217,17 +217,6 @@ def test_mirrored_images_get_mirrored_pseudo_labels(small_config, small_data, G,
     assert (this.guess(img.flip(-1)) == this.guess(img).flip(-1)).float().mean() > 0.999  # but for rounding of ties
 
 
-def test_lesser_pieces_teach_nothing_where_there_is_one_object(small_config, small_data, G, lpips, monkeypatch):
-    changes = ("encoder.pseudo_threshold=0.6", "data.symmetry=none", "predict.one_object=true")
-    net = trainer(small_config(*changes), small_data[0], G, lpips)
-    logits = torch.zeros(1, 2, 16, 16)
-    logits[:, 0] = 3
-    logits[0, 1, 2:8, 2:8] = logits[0, 1, 12:14, 12:14] = 6
-    monkeypatch.setattr(net, "explained", lambda img: (img, logits))
-    guess = net.guess(torch.zeros(1, 3, 16, 16))[0]
-    assert (guess[2:8, 2:8] == 1).all() and (guess[12:14, 12:14] == IGNORE_INDEX).all() and (guess[9:11] == 0).all()
-
-
 def test_whether_there_is_one_object_is_read_off_the_masks(small_config, tmp_path):
     images, one = np.zeros((3, 16, 16, 3), np.uint8), np.zeros((3, 16, 16), np.uint8)
     one[:, 3:9, 3:9] = 1
@@ -270,6 +259,21 @@ def test_validation_scores_foreground_images_by_iou(config, small_data, G, lpips
     val = ValidationData(np.zeros((2, 16, 16, 3), np.uint8), label.numpy().astype(np.uint8))
     assert this.validate(val) == pytest.approx((0.5 + 1) / 2)
     assert math.isnan(this.validate(NO_VALIDATION))
+
+
+def test_validation_sees_one_object_where_the_data_have_one(small_config, small_data, G, lpips, monkeypatch):
+    logits, label = torch.zeros(1, 2, 16, 16), np.zeros((1, 16, 16), np.uint8)
+    logits[:, 0] = 3
+    logits[0, 1, 2:8, 2:8] = logits[0, 1, 12:15, 12:15] = 6
+    label[0, 2:8, 2:8] = 1
+    val = ValidationData(np.zeros((1, 16, 16, 3), np.uint8), label)
+    binary = LABELS.model_copy(update={"names": LABELS.names[:2], "palette": LABELS.palette[:2]})
+    for setting, expected in (("true", 1.0), ("false", 36 / 45)):
+        config = small_config(f"predict.one_object={setting}")
+        net = trainer(config, small_data[0], G, lpips)
+        net.labels = binary
+        monkeypatch.setattr(net, "explain", lambda images: (images, logits))
+        assert net.validate(val) == pytest.approx(expected)
 
 
 def test_evaluation_changes_nothing(config, small_data, G, lpips, assert_same):

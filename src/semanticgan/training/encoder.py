@@ -12,7 +12,7 @@ from torch import Tensor
 from semanticgan import losses
 from semanticgan.config import Config, NetworkConfig
 from semanticgan.data import transforms
-from semanticgan.data.pieces import have_one_object, lesser_pieces, with_one_object
+from semanticgan.data.pieces import have_one_object, with_one_object
 from semanticgan.data.stream import Stream, generator
 from semanticgan.data.zoom_out import zoom_in, zoom_out
 from semanticgan.ema import ema_decay, update_ema
@@ -206,14 +206,7 @@ class EncoderTrainer:
             looks = [self.explained(transforms.view(img, k))[1] for k in views]
         probs = torch.stack([transforms.unview(x.float().softmax(1), k) for x, k in zip(looks, views, strict=True)]).mean(0)
         sure, label = probs.max(1)
-        unknown = sure < self.weights.pseudo_threshold
-        if self.config.predict.one_object:
-            unknown |= lesser_pieces(probs[:, 1])
-        return label.masked_fill(unknown, IGNORE_INDEX)
-
-    def as_one(self, probs: Float[Tensor, "n k r r"]) -> Float[Tensor, "n k r r"]:
-        """With one piece of the object alone, where the data have one object."""
-        return with_one_object(probs) if self.config.predict.one_object else probs
+        return label.masked_fill(sure < self.weights.pseudo_threshold, IGNORE_INDEX)
 
     def draw_labeled(self, position: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = self.world.mine(self.labeled_stream.indices(position, self.third))
@@ -272,7 +265,8 @@ class EncoderTrainer:
             if not chosen:
                 return []
             seg_logits = self.explain(val.images[list(chosen)])[1]
-            pred = self.as_one(seg_logits.float().softmax(1)).argmax(1).cpu()
+            probs = seg_logits.float().softmax(1)
+            pred = (with_one_object(probs) if self.config.predict.one_object else probs).argmax(1).cpu()
             label = torch.from_numpy(np.array(val.labels[list(chosen)])).long()
             return [iou(confusion(p, t, self.labels.num_classes))[1:] for p, t in zip(pred, label, strict=True)]
 
