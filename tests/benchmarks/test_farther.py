@@ -33,6 +33,14 @@ def test_objects_shrink_with_their_masks_and_those_cut_off_stay(folder, tmp_path
     assert img[disc == 1].mean() < 110 and img[disc == 0].mean() > 180
 
 
+def test_nearer_the_object_fills_the_frame(folder, tmp_path):
+    assert farther.write(folder, "images", tmp_path / "out", 1.5, seed=1, nearer=True) == 2
+    disc, img = (np.asarray(Image.open(tmp_path / "out" / kind / "00001-disc.png")) for kind in ("masks", "images"))
+    assert disc.shape == (69, 69) and disc.mean() == pytest.approx(1 / 1.3**2, abs=0.02)  # 1.3 roots of 2,821 pixels
+    assert set(img[disc == 1].flatten()) == {60} and set(img[disc == 0].flatten()) == {200}
+    assert farther.square_round(np.zeros((5, 7), np.uint8)) == (slice(0, 7), slice(0, 7))
+
+
 def test_an_existing_folder_is_left_alone(folder, tmp_path):
     with pytest.raises(UserError, match="exists"):
         farther.write(folder, "images", tmp_path, 0.0, seed=1)
