@@ -1,8 +1,8 @@
-"""Objects seen from farther away: the frame shrinks, and a smooth continuation of its background surrounds it."""
+"""Objects seen from farther away: the frame shrinks, and a smooth continuation of its background surrounds it. Or from nearer."""
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from semanticgan.data.transforms import send
@@ -31,11 +31,7 @@ def zoom_out(
     draws = send(torch.rand(n * every, 4, generator=generator)[first::every], img.device)
     edge = torch.cat([label[:, 0], label[:, -1], label[:, :, 0], label[:, :, -1]], 1)
     happens = (draws[:, 0] < probability) & (_is_object(edge).float().mean(1) <= CUT)
-    factor = torch.where(happens, FARTHEST ** draws[:, 1], 1.0).to(img.dtype)
-    shift = (2 * draws[:, 2:].to(img.dtype) - 1) * (factor - 1)[:, None]  # the whole frame stays in view
-    theta = torch.cat([torch.eye(2, dtype=factor.dtype, device=factor.device) * factor[:, None, None], shift[:, :, None]], 2)
-    grid = F.affine_grid(theta, [n, 1, side, side], align_corners=False)
-
+    factor, grid = _window(draws, happens, FARTHEST, side, img.dtype)  # the whole frame stays in view
     wide = (factor - 1)[:, None, None, None] / (FARTHEST - 1)  # 0..1: averages over as many pixels as become one
     soft = img.lerp(F.avg_pool2d(img, 3, 1, 1, count_include_pad=False), wide)
     inside = ((1 - grid.abs().amax(-1)) / FEATHER).clamp(0, 1)[:, None]
@@ -62,14 +58,21 @@ def zoom_in(
     n, side, (first, every) = label.shape[0], label.shape[-1], part
     draws = send(torch.rand(n * every, 4, generator=generator)[first::every], img.device)
     happens = draws[:, 0] < probability
-    factor = torch.where(happens, NEAREST ** draws[:, 1], 1.0).to(img.dtype)
-    shift = (2 * draws[:, 2:].to(img.dtype) - 1) * (1 - factor)[:, None]
-    theta = torch.cat([torch.eye(2, dtype=factor.dtype, device=factor.device) * factor[:, None, None], shift[:, :, None]], 2)
-    grid = F.affine_grid(theta, [n, 1, side, side], align_corners=False)
+    _, grid = _window(draws, happens, NEAREST, side, img.dtype)
     near = F.grid_sample(img, grid, mode="bilinear", padding_mode="border", align_corners=False)
     near_label = F.grid_sample(label[:, None].to(img.dtype), grid, mode="nearest", padding_mode="border", align_corners=False)
     chosen = happens[:, None, None]
     return torch.where(chosen[:, None], near, img), torch.where(chosen, near_label[:, 0].to(label.dtype), label)
+
+
+def _window(
+    draws: Float[Tensor, "n 4"], happens: Bool[Tensor, " n"], extreme: float, side: int, dtype: torch.dtype
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n side side 2"]]:
+    """How much wider than the frame, up to `extreme`, each image's view is, and its sampling grid; one holds the other whole."""
+    factor = torch.where(happens, extreme ** draws[:, 1], 1.0).to(dtype)
+    shift = (2 * draws[:, 2:].to(dtype) - 1) * (factor - 1).abs()[:, None]
+    theta = torch.cat([torch.eye(2, dtype=dtype, device=factor.device) * factor[:, None, None], shift[:, :, None]], 2)
+    return factor, F.affine_grid(theta, [len(factor), 1, side, side], align_corners=False)
 
 
 def _is_object(label: Int[Tensor, "*shape"]) -> Tensor:
