@@ -56,6 +56,13 @@ def call(teacher, scenes, tmp_path):
 RESUME = {"data": None, "labeled": [], "val": [], "kimg": None, "overrides": [], "resume": True}
 
 
+@pytest.mark.parametrize(("setting", "expected"), [(None, True), ("predict.one_object=false", False)])
+def test_one_object_is_the_teachers_unless_said(teacher, setting, expected):
+    source = SemanticGAN.load(teacher).configured(one_object=True)
+    overrides = [*SETTINGS, *([setting] if setting else [])]
+    assert module.student_config(source, overrides, None).predict.one_object is expected
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 

@@ -13,6 +13,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="the page needs fastapi and uvicorn: pip install 'semanticgan[app]'")
@@ -24,6 +25,7 @@ from semanticgan.data.synthetic import LABELS, draw_scene
 from semanticgan.errors import UserError
 from semanticgan.model import SemanticGAN, named_networks
 from semanticgan.web import pictures
+from semanticgan.web.answers import _found
 from semanticgan.web.app import STATIC, build_app
 from semanticgan.web.folder import DataFolder
 from semanticgan.web.guard import MAX_BODY, refusal
@@ -74,6 +76,15 @@ def test_first_mask_is_the_encoders(client, model, picture):
     assert answer["distance"] == pytest.approx(wanted.distance, abs=5e-3)
     assert answer["uncertainty"] == pytest.approx(float(wanted.uncertainty.mean()), abs=5e-3)
     assert sum(answer["shares"]) == pytest.approx(1, abs=1e-4) and answer["words"]
+
+
+def test_one_object_keeps_one_piece(model):
+    seg_logits = torch.zeros(1, 2, 16, 16)
+    seg_logits[:, 0] = 3
+    seg_logits[0, 1, 2:8, 2:8] = seg_logits[0, 1, 12:14, 12:14] = 6
+    for single in (False, True):
+        found = _found(model.configured(one_object=single), seg_logits, None, seg_logits, [(16, 16)])[0]
+        assert found.label()[4, 4] == 1 and found.label()[12, 12] == (not single)
 
 
 def test_large_pictures_are_answered_at_a_smaller_size(client):
