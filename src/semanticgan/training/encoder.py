@@ -33,6 +33,7 @@ from semanticgan.visuals import grid, save_png, to_rgb
 
 WARMUP = 0.03  # share of the stage in which the learning rate rises
 VALIDATED = 32  # validation images at once
+ASKED = 200  # masks of each kind, at most, that say whether there is one object
 PSEUDO_RAMP = 0.25  # share of the stage in which the weight of E's own label maps rises
 
 
@@ -53,7 +54,8 @@ def with_one_object_decided(config: Config, labels: LabelSpec, data: TrainingDat
         raise UserError(f"predict.one_object: got true for {labels.num_classes} classes, expected two; leave it out")
     if config.predict.one_object is not None:
         return config
-    one = have_one_object(np.concatenate([data.labels, val.labels]))
+    some = [maps[:: len(maps) // ASKED + 1] for maps in (data.labels, val.labels)]
+    one = have_one_object(np.concatenate(some))
     if one:
         run.log("one object: the known masks have one piece each, so label maps will (else set predict.one_object=false)")
     return config.model_copy(update={"predict": config.predict.model_copy(update={"one_object": one})})
