@@ -31,8 +31,12 @@ def test_published_values(lpips):
     torch.testing.assert_close(lpips(*images()), torch.tensor([0.2597948, 0.0061334]), rtol=0, atol=1e-4)
 
 
-@pytest.mark.skipif(not weights_path("vgg").is_file(), reason="needs `python -m semanticgan.nn.perceptual vgg`")
-def test_published_values_vgg():
+VGG = weights_path("vgg")  # where it was fetched to; the tests have a cache of their own
+
+
+@pytest.mark.skipif(not VGG.is_file(), reason="needs `python -m semanticgan.nn.perceptual vgg`")
+def test_published_values_vgg(monkeypatch):
+    monkeypatch.setenv("SEMANTICGAN_CACHE", str(VGG.parent))
     torch.testing.assert_close(LPIPS("vgg")(*images()), torch.tensor([0.6146213, 0.0307020]), rtol=0, atol=1e-4)
 
 
