@@ -165,7 +165,7 @@ def test_coco_in(tmp_path):
 def test_coco_without_annotations_is_unlabelled(tmp_path):
     found, said = converted(write_coco(tmp_path / "in", []), tmp_path / "out")
     assert found["a"][1] is None
-    assert said[1] == "1 images have no objects and count as unlabelled"
+    assert said[1] == "without objects, and so counted as unlabelled: 1"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_relative_paths_and_what_is_said(tmp_path, monkeypatch, capsys):
     assert run(["convert", "drawn", "--to", "nnunet", "--out", "deep/Dataset101_Cells"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "drawn: data, 3 images, 3 of them with label maps; classes: background, cell, vessel",
-        "1 files outside folders called images, such as sheets of pictures, are left out",
+        "left out, since not in a folder called images: 1, such as sheets of pictures",
         "deep/Dataset101_Cells: written as nnunet",
     ]
     assert run(["convert", "deep/Dataset101_Cells", "--out", "back", "--from", "nnunet"]) == 0

@@ -179,7 +179,7 @@ def test_every_bad_file_has_a_line(tmp_path):
     ("arguments", "message"),
     [
         ({"from_format": "tarot"}, "--from tarot: no such format"),
-        ({"to_format": "dicom"}, "--to dicom: no such format"),
+        ({"to_format": "dicom"}, "--to dicom: can only be read"),
         ({"from_format": "data", "options": Options(plane="axial")}, "--plane: means nothing for data"),
         ({"options": Options(classes="a,b")}, "got class id 2, expected 0 to 1"),
         ({"options": Options(classes="a,a,b")}, "two classes have the same name"),

@@ -120,9 +120,13 @@ def convert(
     a line for everything that is wrong.
     """
     options = options or Options()
-    for option, name, known in (("--from", from_format, READABLE), ("--to", to_format, WRITABLE)):
+    for option, name, known, possible in (
+        ("--from", from_format, READABLE, "written"),
+        ("--to", to_format, WRITABLE, "read"),
+    ):
         if name is not None and name not in known:
-            raise UserError(f"{option} {name}: no such format, expected {', '.join(known)}; correct the name")
+            why = f"can only be {possible}" if name in FORMATS else "no such format"
+            raise UserError(f"{option} {name}: {why}, expected {', '.join(known)}; correct the name")
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; correct the path")
     with ExitStack() as stack:

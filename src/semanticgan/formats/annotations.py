@@ -170,7 +170,7 @@ def _build(source: Path, found: Sequence[Objects], folders: Sequence[Path], clas
     if not items:
         raise UserError(f"{source}: no images, expected some; correct the file")
     empty = sum(not image.shapes for image in found)
-    notes += (f"{empty} images have no objects and count as unlabelled",) if empty else ()
+    notes += (f"without objects, and so counted as unlabelled: {empty}",) if empty else ()
     return ImageSet(tuple(items), labels, notes=notes)
 
 

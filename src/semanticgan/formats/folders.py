@@ -217,7 +217,7 @@ def read_data(source: Path, options: Options) -> ImageSet:
     if labels is None and (source / "classes.json").is_file():
         labels = LabelSpec.from_file(source / "classes.json")
     content = indexed(pairs, labels, mask_reader(labels, options), binary=not options.reduce_zero_label)
-    left = (f"{others} files outside folders called images, such as sheets of pictures, are left out",) if others else ()
+    left = (f"left out, since not in a folder called images: {others}, such as sheets of pictures",) if others else ()
     return replace(content, notes=content.notes + left)
 
 
