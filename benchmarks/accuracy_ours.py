@@ -111,5 +111,5 @@ class Ours:
         fresh = new_gan_state(config, plan.labels.num_classes, config.data.channels or 3, "cpu").state_dict()["members"]
         members = {name: saved[name] for name in ("G", "G_ema", "D_img")} | {"D_seg": fresh["D_seg"]}
         (base / "checkpoints").mkdir(parents=True, exist_ok=True)
-        save_checkpoint(base / "checkpoints" / "gan-000000000.pt", {"members": members})
+        save_checkpoint(base / "checkpoints" / "gan-000000000.pt", {"members": members, "numbers": {"nimg": 0}})
         return base

@@ -124,7 +124,7 @@ def write_base(run: Path, out: Path) -> None:
         saved[name] |= {key: value for key, value in fresh[name].items() if ".to_seg." in key}
     members = {"G": saved["G"], "G_ema": saved["G_ema"], "D_img": saved["D_img"], "D_seg": fresh["D_seg"]}
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    save_checkpoint(out / "checkpoints" / "gan-000000000.pt", {"members": members})
+    save_checkpoint(out / "checkpoints" / "gan-000000000.pt", {"members": members, "numbers": {"nimg": 0}})
 
 
 class Bench:

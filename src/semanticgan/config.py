@@ -83,6 +83,7 @@ class EncoderConfig(Section):
     batch: int = Field(48, ge=6, description="a third each: unlabelled, labelled, G's own samples")
     lr: float = Field(1e-3, gt=0)
     trunk_lr: float = Field(0.3, ge=0, description="learning rate of a pretrained trunk, relative to lr")
+    warm_lr: float = Field(0.3, ge=0, description="learning rate where E comes from another run or model, relative to lr")
     weight_decay: float = Field(0.01, ge=0)
     mse: float = Field(2, ge=0)
     lpips: float = Field(2, ge=0)

@@ -5,10 +5,11 @@ from semanticgan.config import InversionConfig, ModelConfig
 from semanticgan.data.synthetic import LABELS
 from semanticgan.errors import UserError
 from semanticgan.model import SemanticGAN
+from semanticgan.nn.perceptual import LPIPS
 from semanticgan.training.checkpoint import save_checkpoint, save_stage
 from semanticgan.training.encoder import new_encoder_state
 from semanticgan.training.gan import new_gan_state
-from semanticgan.training.warm_start import warm_start
+from semanticgan.training.warm_start import EXPORTED, images_seen, warm_start
 
 
 def states(config, num_classes=4):
@@ -31,8 +32,11 @@ def other(small_config):
 def run_folder(tmp_path, other):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
+    other[0].nimg = 100
     save_stage(folder, "gan", 100, other[0].state_dict())
-    save_checkpoint(folder / "checkpoints" / "encoder-best.pt", {"E": other[1].E_ema.state_dict(), "kimg": 1.0})
+    save_checkpoint(
+        folder / "checkpoints" / "encoder-best.pt", {"E": other[1].E_ema.state_dict(), "nimg": 1000, "seen_before": 500}
+    )
     return folder
 
 
@@ -54,6 +58,7 @@ def test_from_a_run_every_network_is_taken_and_optimisers_start_fresh(run_folder
         assert_same(dict(encoder.members[name].state_dict()), dict(other[1].E_ema.state_dict()))
     assert_same(gan.opt_G.state_dict(), fresh)
     assert gan.nimg == encoder.nimg == 0
+    assert (gan.seen_before, encoder.seen_before) == (100, 1500)
 
 
 def test_a_run_that_was_stopped_in_its_first_stage_has_no_encoder(run_folder, small_config):
@@ -62,6 +67,7 @@ def test_a_run_that_was_stopped_in_its_first_stage_has_no_encoder(run_folder, sm
     before = encoder.E.rows.weight.clone()
     notes = warm_start(str(run_folder), gan, encoder)
     assert notes[1] == f"from {run_folder}: has no E; they start fresh" and torch.equal(encoder.E.rows.weight, before)
+    assert (gan.seen_before, encoder.seen_before) == (100, 0)
 
 
 @pytest.mark.parametrize("with_encoder", [True, False])
@@ -75,7 +81,41 @@ def test_from_a_model_folder_the_discriminators_start_fresh(tmp_path, other, sma
     assert_same(dict(gan.G.state_dict()), exported)
     assert_same(dict(gan.G_ema.state_dict()), exported)
     assert_same(dict(gan.D_img.state_dict()), before)
+    assert (gan.seen_before, encoder.seen_before) == (EXPORTED, EXPORTED if with_encoder else 0)
     assert all(parameter.requires_grad for parameter in gan.G.parameters())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "seen"),
+    [({"nimg": 0}, 0), ({"nimg": 7, "seen_before": 5, "seconds": 1.0}, 12), ({}, EXPORTED), (None, EXPORTED), ([7], EXPORTED),
+     ({"nimg": -1}, EXPORTED), ({"nimg": "7"}, EXPORTED), ({"nimg": 7, "seen_before": float("nan")}, EXPORTED)],
+)  # fmt: skip
+def test_how_many_images_networks_have_seen(numbers, seen):
+    assert images_seen(numbers) == seen
+
+
+def test_an_average_goes_on_as_one_of_all_that_its_network_has_seen(small_config, small_data, tmp_path, monkeypatch):
+    """One step of 8 images: its half-life is a share of all images seen, and E's rate that of a run from another."""
+    from semanticgan.training import encoder as encoder_stage
+    from semanticgan.training import gan as gan_stage
+    from semanticgan.training.run import Run
+
+    asked = []
+    monkeypatch.setattr(gan_stage, "ema_decay", lambda batch, half_life: asked.append(half_life) or 0.5)
+    gan, _ = states(config := small_config("gan.kimg=0.008", "gan.ema_half_life_kimg=5", "gan.ema_rampup=0.05"))
+    gan.seen_before = 40_000
+    gan_stage.train_gan(config, LABELS, small_data[0], gan, Run(tmp_path / "a", lambda text: None), None, "cpu")
+    assert asked == [pytest.approx(0.05 * 40.008)]
+
+    rates = {}
+    for seen_before in (0, 40_000):
+        config = small_config("encoder.kimg=0.012", "encoder.batch=12", "encoder.lr=0.001", "encoder.warm_lr=0.3")
+        gan, encoder = states(config)
+        encoder.seen_before = seen_before
+        run = Run(tmp_path / f"b{seen_before}", lambda text: None)
+        encoder_stage.train_encoder(config, LABELS, *small_data, gan.G_ema, LPIPS(), encoder, run, None, "cpu")
+        rates[seen_before] = encoder.opt.param_groups[0]["lr"]
+    assert rates[40_000] == pytest.approx(0.3 * rates[0])
 
 
 def test_an_average_that_was_warm_started_can_be_trained_on(run_folder, small_config, small_data, tmp_path):

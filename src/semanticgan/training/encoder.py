@@ -87,7 +87,7 @@ def new_encoder_state(config: Config, G: Generator, channels: int, device: str) 
         [group for group in groups if group["params"]], config.encoder.lr, betas=(0.9, 0.99),
         weight_decay=config.encoder.weight_decay, foreach=True,
     )  # fmt: skip
-    return State({"E": E, "E_ema": E_ema, "opt": opt}, {"nimg": 0, "seconds": 0.0, "best": -1.0})
+    return State({"E": E, "E_ema": E_ema, "opt": opt}, {"nimg": 0, "seen_before": 0, "seconds": 0.0, "best": -1.0})
 
 
 def train_encoder(
@@ -106,9 +106,8 @@ def train_encoder(
         if not math.isfinite(score) or score > state.best:
             state.best = score if math.isfinite(score) else state.best
             if run.world.main:
-                save_checkpoint(
-                    run.folder / "checkpoints" / "encoder-best.pt", {"E": state.E_ema.state_dict(), "kimg": state.nimg / 1000}
-                )
+                best = {"E": state.E_ema.state_dict(), "nimg": state.nimg, "seen_before": state.seen_before}
+                save_checkpoint(run.folder / "checkpoints" / "encoder-best.pt", best)
         if run.world.main and (last or round(state.nimg / 1000 / config.run.tick_kimg) % 4 == 0):
             save_png(run.folder / "samples" / f"encoder-{state.nimg:09d}.png", trainer.picture(val))
         return {"val_iou": score, "best_val_iou": state.best}
@@ -173,7 +172,8 @@ class EncoderTrainer:
     def step(self, loss: Tensor, progress: float, stats: dict[str, Tensor]) -> dict[str, Tensor]:
         """One update; `stats` come back as those of all processes."""
         state = self.state
-        lr = self.weights.lr * min(1.0, progress / WARMUP + 0.01) * (1 + math.cos(math.pi * progress)) / 2
+        peak = self.weights.lr * (self.weights.warm_lr if state.seen_before else 1.0)
+        lr = peak * min(1.0, progress / WARMUP + 0.01) * (1 + math.cos(math.pi * progress)) / 2
         for group in state.opt.param_groups:
             group["lr"] = lr * group["share"]
         state.opt.zero_grad(set_to_none=True)
@@ -181,7 +181,7 @@ class EncoderTrainer:
         stats = self.world.average(state.E.parameters(), stats)
         norm = torch.nn.utils.clip_grad_norm_(state.E.parameters(), self.weights.grad_clip)
         state.opt.step()
-        seen = (state.nimg + self.batch) / 1000
+        seen = (state.seen_before + state.nimg + self.batch) / 1000
         update_ema(state.E_ema, state.E, ema_decay(self.batch, min(self.weights.ema_half_life_kimg, 0.05 * seen)))
         return {"loss": stats["loss"], "grad_norm": norm, **stats}
 

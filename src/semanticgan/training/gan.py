@@ -70,7 +70,7 @@ def new_gan_state(config: Config, num_classes: int, channels: int, device: str) 
         "opt_D_img": adam(D_img, gan.lr_d_img, gan.r1_every),
         "opt_D_seg": adam(D_seg, gan.lr_d_seg, gan.r1_every),
     }  # fmt: skip
-    return State(members, {"nimg": 0, "seconds": 0.0, "augment_p": 0.0, "real_sign": 0.0, "pl_mean": 0.0})
+    return State(members, {"nimg": 0, "seen_before": 0, "seconds": 0.0, "augment_p": 0.0, "real_sign": 0.0, "pl_mean": 0.0})
 
 
 def train_gan(
@@ -274,7 +274,8 @@ class GanTrainer:
 
     def update_averages(self, batch: Batch) -> None:
         """w_avg and G_ema; the average's half-life grows with the images seen, up to its set value."""
-        state, gan, seen = self.state, self.gan, self.state.nimg + self.gan.batch
+        state, gan = self.state, self.gan
+        seen = state.seen_before + state.nimg + gan.batch
         state.G.mapping.update_w_avg(self.world.mean(batch.w))
         update_ema(state.G_ema, state.G, ema_decay(gan.batch, min(gan.ema_half_life_kimg, seen / 1000 * gan.ema_rampup)))
 

@@ -310,7 +310,7 @@ def run_stages(plan: Plan, run: Run) -> None:
     encoder.E_ema.load_state_dict(best["E"])
     export_model(
         run, config, plan.labels, plan.sources, G, encoder.E_ema, device, plan.command,
-        {"gan_kimg": gan.nimg / 1000, "encoder_kimg": encoder.nimg / 1000, "encoder_best_kimg": best["kimg"],
+        {"gan_kimg": gan.nimg / 1000, "encoder_kimg": encoder.nimg / 1000, "encoder_best_kimg": best["nimg"] / 1000,
          "hours": round((gan.seconds + encoder.seconds) / 3600, 3)},
     )  # fmt: skip
     world.first(lambda: tell_report(run, device))

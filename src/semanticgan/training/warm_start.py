@@ -9,34 +9,50 @@ from semanticgan.errors import UserError
 from semanticgan.model import SemanticGAN
 from semanticgan.training.checkpoint import State, load_checkpoint, stage_checkpoints
 
+EXPORTED = 20_000  # images that the networks of an exported model are taken to have seen; it does not say
+
 
 def warm_start(source: str, gan: State, encoder: State) -> list[str]:
     """Copy G, D_img, D_seg and E as far as `source` has them (a model folder has no discriminators); says what was taken.
 
-    Optimisers start fresh. Raises UserError when the sizes differ.
+    Optimisers start fresh; the averages go on, as of networks that have seen as many images as the source's. Raises UserError
+    when the sizes differ.
     """
     checkpoints = stage_checkpoints(Path(source), "gan")
     taken: list[str] = []
+    weights, seen = None, EXPORTED
     if checkpoints:
-        saved = entry(load_checkpoint(checkpoints[-1]), "members", checkpoints[-1])
+        content = load_checkpoint(checkpoints[-1])
+        saved = entry(content, "members", checkpoints[-1])
         for name in ("G", "G_ema", "D_img", "D_seg"):
             copy_weights(source, name, gan.members[name], entry(saved, name, checkpoints[-1]))
             taken.append(name)
+        gan.seen_before = images_seen(content.get("numbers"))
         best = Path(source) / "checkpoints" / "encoder-best.pt"
-        weights = entry(load_checkpoint(best), "E", best) if best.is_file() else None
+        if best.is_file():
+            content = load_checkpoint(best)
+            weights, seen = entry(content, "E", best), images_seen(content)
     else:
         model = SemanticGAN.load(source)
         for name in ("G", "G_ema"):
             copy_weights(source, name, gan.members[name], model.G.state_dict())
+        gan.seen_before = EXPORTED
         taken.append("G")
         weights = model.E.state_dict() if model.E is not None else None
     if weights is not None:
         for name in ("E", "E_ema"):
             copy_weights(source, name, encoder.members[name], weights)
+        encoder.seen_before = seen
         taken.append("E")
     fresh = [name for name in ("D_img", "D_seg", "E") if name not in taken]
     notes = [f"from {source}: {', '.join(taken)}"]
     return [*notes, f"from {source}: has no {', '.join(fresh)}; they start fresh"] if fresh else notes
+
+
+def images_seen(numbers: object) -> int:
+    """What a checkpoint says of it, runs before its own included; EXPORTED where it says nothing of sense."""
+    found = [numbers.get("nimg"), numbers.get("seen_before", 0)] if isinstance(numbers, dict) else [None]
+    return sum(found) if all(isinstance(n, int) and n >= 0 for n in found) else EXPORTED
 
 
 def entry(content: object, name: str, path: Path) -> dict[str, Any]:
