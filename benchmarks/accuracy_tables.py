@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy_cells import METHODS, OURS, RESULTS, SEEDS, TASKS, UNLABELED, Cell, Task
+from accuracy_cells import METHODS, OURS, RESULTS, SEEDS, SMALLEST, TASKS, UNLABELED, Cell, Task
 from accuracy_scores import READINGS, values
 from speed import ROOT, write
 from tables import markers, put_between, table
@@ -123,6 +123,8 @@ def task_table(results: Results, task: Task, labels: str, reading: str) -> str:
     """A row a method, a column a set; in brackets the paper's figure."""
     figures, rows = paper_figures(), []
     for method, entry in METHODS.items():
+        if method in SMALLEST and labels != task.labels[0]:
+            continue
         cells = [Cell(task.name, method, labels, seed) for seed in SEEDS]
         columns = [
             spread(scores_of(results, cells, reading, name)) + paper_cell(figures, task, method, labels, name)
