@@ -1,7 +1,15 @@
 import numpy as np
 import torch
 
-from semanticgan.data.pieces import have_one_object, lesser_pieces, pieces, with_one_object
+from semanticgan.data.pieces import (
+    SURE,
+    have_one_object,
+    least_share,
+    lesser_pieces,
+    pieces,
+    with_one_object,
+    with_some_object,
+)
 from semanticgan.labels import IGNORE_INDEX
 
 
@@ -53,6 +61,33 @@ def test_classes_are_exchanged_in_the_other_pieces_alone():
     assert torch.equal(out[0, 1, 3:, 5:], probs[0, 0, 3:, 5:]) and torch.equal(out.sum(1), probs.sum(1))
     changed = (out != probs)[0, 1]
     assert changed.sum() == 4 and (out[0].argmax(0) == 1).sum() == 3
+
+
+def test_an_image_without_a_sure_object_gets_its_likeliest_pixels():
+    random = torch.Generator().manual_seed(0)
+    faint = torch.rand(3, 20, 20, generator=random) * 0.3
+    faint[2, :4, :5] = 0.99  # 20 of 400 pixels: as they are
+    out = with_some_object(torch.stack([1 - faint, faint], 1), 0.05)
+    assert torch.allclose(out.sum(1), torch.ones(3, 20, 20)) and torch.allclose(out[2, 1], faint[2], atol=1e-5)
+    for before, after in zip(faint[:2], out[:2, 1], strict=True):
+        assert torch.equal(before.flatten().argsort(), after.flatten().argsort())
+        assert (after >= SURE - 1e-4).sum() == 20
+    odds = out[0, 1].logit() - faint[0].clamp_min(1e-6).logit()
+    assert odds.std() < 1e-3 and odds.mean() > 1  # the same for every pixel
+
+
+def test_pixels_that_are_certain_stay_finite():
+    out = with_some_object(torch.tensor([1.0, 0.0])[None, :, None, None].expand(1, 2, 8, 8), 0.1)
+    assert torch.isfinite(out).all()
+
+
+def test_the_least_share_of_the_object():
+    labels = np.zeros((3, 4, 4), np.uint8)
+    labels[0, 0], labels[1, 0, :2], labels[2] = 1, 1, 1
+    labels[1, 3] = IGNORE_INDEX
+    assert least_share(labels) == 2 / 16
+    labels[2] = 0
+    assert least_share(labels) == 0
 
 
 def test_the_masks_say_whether_there_is_one_object():

@@ -1,6 +1,7 @@
 import json
 import math
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -207,6 +208,20 @@ def test_pseudo_labels_are_the_averaged_es_own_where_it_is_sure(small_config, sm
     assert torch.equal(some[known], logits.argmax(1)[known]) and 0.4 < known.float().mean() < 0.6
     off = trainer(small_config(*same, "encoder.pseudo=0"), small_data[0], G, lpips)
     assert (off.guess(img) == IGNORE_INDEX).all() and off.update(0, 1.0)["pseudo"] == 0
+
+
+def test_where_every_labelled_image_has_the_one_object_pseudo_labels_have_it_too(small_config, small_data, G, lpips, monkeypatch):
+    img = transforms.to_float(torch.from_numpy(np.array(small_data[0].images[:4])))
+    labels = np.zeros((8, 16, 16), np.uint8)
+    labels[:, :4, :4] = 1  # 16 of 256 pixels
+    logits = torch.zeros(4, 2, 16, 16)
+    logits[:, 1] = -6 - torch.arange(256.0).view(16, 16) / 100  # nowhere found, likeliest on top
+    for one_object, expected in ((True, 16), (False, 0)):
+        config = small_config("data.symmetry=none", f"predict.one_object={one_object}", "encoder.pseudo_threshold=0.95")
+        this = trainer(config, replace(small_data[0], labels=labels), G, lpips)
+        monkeypatch.setattr(this, "explained", lambda img: (img, logits))
+        found = this.guess(img) == 1
+        assert (found.flatten(1).sum(1) == expected).all() and (found[:, 0].all() or not expected)
 
 
 def test_mirrored_images_get_mirrored_pseudo_labels(small_config, small_data, G, lpips):

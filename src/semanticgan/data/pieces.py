@@ -1,5 +1,7 @@
 """Tasks with one object: which of a mask's connected pieces it is."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from semanticgan.labels import IGNORE_INDEX
 
 SHARE = 0.95  # of the known masks, to call it a task with one object
 CRUMBS = 0.02  # share of an object's pixels that may lie apart from it
+SURE = 0.95  # probability from which a pixel counts as found
 
 
 def pieces(mask: Bool[Tensor, "n h w"]) -> Int[Tensor, "n h w"]:
@@ -38,6 +41,22 @@ def lesser_pieces(prob: Float[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
 def with_one_object(probs: Float[Tensor, "n 2 h w"]) -> Float[Tensor, "n 2 h w"]:
     """Both classes' probabilities exchanged in all pieces of the second but the likeliest."""
     return torch.where(lesser_pieces(probs[:, 1])[:, None], probs.flip(1), probs)
+
+
+def with_some_object(probs: Float[Tensor, "n 2 h w"], share: float) -> Float[Tensor, "n 2 h w"]:
+    """The second class's log-odds raised throughout an image until a `share` of its pixels is SURE; else as they are.
+
+    So the likeliest place counts as the object where none is found, and its outline is where the odds fall off.
+    """
+    odds = probs[:, 1].logit(1e-6)
+    found = odds.flatten(1).quantile(1 - share, 1, interpolation="higher")
+    raised = (odds + (math.log(SURE / (1 - SURE)) - found).clamp_min(0)[:, None, None]).sigmoid()
+    return torch.stack([1 - raised, raised], 1)
+
+
+def least_share(labels: UInt8[np.ndarray, "n h w"]) -> float:
+    """The share of pixels that class 1 has in the map where it is smallest; 0 where it is missing from one."""
+    return float((np.asarray(labels) == 1).mean((1, 2)).min())
 
 
 def have_one_object(labels: UInt8[np.ndarray, "n h w"]) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from semanticgan import losses
 from semanticgan.config import Config, NetworkConfig
 from semanticgan.data import transforms
-from semanticgan.data.pieces import have_one_object, with_one_object
+from semanticgan.data.pieces import have_one_object, least_share, with_one_object, with_some_object
 from semanticgan.data.stream import Stream, generator
 from semanticgan.data.zoom_out import zoom_in, zoom_out
 from semanticgan.ema import ema_decay, update_ema
@@ -135,6 +135,8 @@ class EncoderTrainer:
         self.batch = 3 * self.third
         self.unlabeled_stream = Stream(len(data.images), config.run.seed, "encoder unlabeled")
         self.labeled_stream = Stream(len(data.labeled), config.run.seed, "encoder labeled")
+        # of an image that the object covers at least; 0 where images may be without
+        self.least = least_share(data.labels) if config.predict.one_object else 0.0
         random = generator(config.run.seed, "w deviation", 0)
         with torch.no_grad():
             self.w_deviation = G.mapping.w(torch.randn(10_000, G.z_dim, generator=random).to(self.device)).std(0).clamp(min=1e-6)
@@ -199,7 +201,8 @@ class EncoderTrainer:
     def guess(self, img: Float[Tensor, "n c r r"]) -> Int[Tensor, "n r r"]:
         """Pseudo-labels (FixMatch, arXiv 2001.07685): the averaged E's class where it is sure of it, else 255.
 
-        Sure after averaging with the mirror image, where the data are as plausible that way round.
+        Sure after averaging with the mirror image, where the data are as plausible that way round. Where every labelled image
+        has the one object, every image has: what is likeliest counts as sure, or E would never learn what it missed at first.
         """
         if not self.weights.pseudo:
             return torch.full(img.shape[:1] + img.shape[2:], IGNORE_INDEX, device=img.device)
@@ -207,7 +210,7 @@ class EncoderTrainer:
         with self.autocast():
             looks = [self.explained(transforms.view(img, k))[1] for k in views]
         probs = torch.stack([transforms.unview(x.float().softmax(1), k) for x, k in zip(looks, views, strict=True)]).mean(0)
-        sure, label = probs.max(1)
+        sure, label = (with_some_object(probs, self.least) if self.least else probs).max(1)
         return label.masked_fill(sure < self.weights.pseudo_threshold, IGNORE_INDEX)
 
     def draw_labeled(self, position: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
