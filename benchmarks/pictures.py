@@ -164,31 +164,48 @@ def converted(folder: Path) -> Image.Image:
     return draw_rows(rows)
 
 
+def distilled(folder: Path, demo: Path) -> Image.Image:
+    """A short training of a student, and what it and its teacher say of test scenes of both stains."""
+    root = demo / "data"
+    lists = [word for name in ("labeled", "unlabeled", "val") for word in (f"--{name}", str(root / f"{name}.txt"))]
+    settings = ("--set", "student.widths=[16,32,64,128]", "--kimg", "30", "--seed", "0")
+    command(folder, "distill", RUN, "--data", str(root), *lists, *settings, "--out", "runs/small")
+    names = [n for d in "ab" for n in (root / f"test_{d}.txt").read_text(encoding="utf-8").split()[: SHOWN // 2]]
+    images = [read_image(root / name, 3) for name in names]
+    rows = [("image", images), ("truth", [LABELS.to_colour(read_mask(mask_path(root / name), LABELS)) for name in names])]
+    for title, run in (("teacher", RUN), ("student", "runs/small")):
+        found = SemanticGAN.load(folder / run).segment(images, steps=0)
+        rows.append((title, [LABELS.to_colour(result.label) for result in found]))
+    return draw_rows(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/pictures.py", description=__doc__)
     parser.add_argument("demo", type=Path, metavar="DEMO", help="what `semanticgan demo --out DEMO` wrote")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "pictures", metavar="DIR", help="default docs/pictures")
     args = parser.parse_args()
     try:
-        make(args.demo / "run", args.out)
+        make(args.demo, args.out)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
 
 
-def make(run: Path, out: Path) -> None:
+def make(demo: Path, out: Path) -> None:
     """All pictures. Raises UserError where something is missing."""
+    run = demo.resolve() / "run"
     if not (run / "model").is_dir():
         raise UserError(f"{run}: no finished run; make demo trains one")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / RUN).parent.mkdir()
-        (folder / RUN).symlink_to(run.resolve())
+        (folder / RUN).symlink_to(run)
         data = folder / DATA
         a, b = write_dataset(data, size=SIDE, unlabeled=60, labeled=4, val=4, test=2, seed=1)["test_a"]
         save(suggested(run, data), out / "suggest.png")
         save(converted(folder), out / "formats.png")
+        save(distilled(folder, demo.resolve()), out / "distill.png")
         command(folder, "plot", "inversion", RUN, f"{DATA}/{a}", f"{DATA}/{b}", "--out", "inversion.png")
         save(Image.open(folder / "inversion.png"), out / "inversion.png")
         command(folder, "plot", "interpolation", RUN, f"{DATA}/{a}", f"{DATA}/{b}", "--frames", "16", "--out", "way.gif")
