@@ -58,6 +58,8 @@ def with_one_object_decided(config: Config, labels: LabelSpec, data: TrainingDat
     one = have_one_object(np.concatenate(some))
     if one:
         run.log("one object: the known masks have one piece each, so label maps will (else set predict.one_object=false)")
+        if least_share(data.labels):
+            run.log("one object: no labelled image is without it, so unlabelled ones are taken to show it too")
     return config.model_copy(update={"predict": config.predict.model_copy(update={"one_object": one})})
 
 

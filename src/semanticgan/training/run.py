@@ -222,13 +222,13 @@ class Stage:
         save_stage(self.run.folder, self.name, self.state.nimg, self.state.state_dict())
 
     def _end_tick(self, rate: float, last: bool) -> None:
-        means, kimg = self.means.take(), self.state.nimg / 1000
+        seconds, kimg = round(self.clock.seconds, 1), self.state.nimg / 1000  # as the clock saw the tick, before the report
+        means = self.means.take()
         self._require_finite(means)
         values = {**means, **self._report(means, last)}
         numbers = "  ".join(f"{k} {v:.3g}" for k, v in values.items() if isinstance(v, float))
         left = duration(self.clock.left(self.state.nimg, rate))
         self.run.log(f"{self.name} {kimg:.1f} kimg  {rate:.1f} images/s  {left} left  {numbers}")
-        seconds = round(self.clock.seconds, 1)
         self.run.add_stats({"stage": self.name, "kimg": kimg, "images_per_second": round(rate, 2), "seconds": seconds, **values})
 
     def _require_finite(self, means: dict[str, float]) -> None:
