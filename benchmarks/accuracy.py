@@ -27,7 +27,7 @@ from speed import ROOT, cpu_name, revision, write
 from semanticgan import __version__
 from semanticgan.config import DataConfig
 from semanticgan.data.pack import pack
-from semanticgan.data.pieces import have_one_object
+from semanticgan.data.pieces import are_convex, have_one_object
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.predict import NetworkPredictor, predict
@@ -120,12 +120,12 @@ def train_baseline(cell: Cell, args: argparse.Namespace, settings: dict[str, flo
     steps = round(kimg * 1000 / method.s.batch)
     net, seconds = train(method, batches(method, data, cell.seed), steps, state, lambda line: print(f"  {line}", flush=True))
 
-    single = have_one_object(data.labels)  # for all methods alike: `train` reads it off the masks too
+    shape = {"one_object": have_one_object(data.labels)}  # for all methods alike: `train` reads it off the masks too
+    shape["convex"] = shape["one_object"] and are_convex(data.labels)
 
     def find(stream: Any, views: bool, zoom: bool) -> Any:
         symmetry = task.symmetry if views else "none"
-        options = {"resolution": args.resolution, "symmetry": symmetry, "zoom": zoom, "one_object": single}
-        return predict(NetworkPredictor(net), stream, **options)
+        return predict(NetworkPredictor(net), stream, resolution=args.resolution, symmetry=symmetry, zoom=zoom, **shape)
 
     kept = {"kimg": kimg, **dataclasses.asdict(method.s)}
     return find, {"settings": kept, "seconds": {"training": round(seconds, 1)}, "imagenet": METHODS[cell.method].imagenet}

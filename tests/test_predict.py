@@ -8,7 +8,7 @@ from torch import nn
 from semanticgan import inversion
 from semanticgan import predict as module
 from semanticgan.config import InversionConfig
-from semanticgan.data.transforms import fit_image, to_float, unview, view
+from semanticgan.data.transforms import fit_image, to_float, unview, view, with_contrast
 from semanticgan.errors import UserError
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
@@ -125,10 +125,10 @@ def test_no_images():
 # ---------------------------------------------------------------- views
 
 
-def test_views_are_averaged_and_turned_back():
+def test_views_are_averaged_in_raised_contrast_and_turned_back():
     img, net = images(1)[0], NetworkPredictor(network(3), bf16=False)
     found = next(predict(net, [img], resolution=RESOLUTION, symmetry="all"))
-    x = to_float(torch.from_numpy(fit_image(img, RESOLUTION, "squash"))[None])
+    x = with_contrast(to_float(torch.from_numpy(fit_image(img, RESOLUTION, "squash"))[None]), module.CONTRAST)
     expected = torch.stack([unview(net(view(x, k)).probs, k) for k in range(8)]).mean(0)[0]
     torch.testing.assert_close(found.log_probs.exp(), expected, atol=1e-6, rtol=1e-5)  # another order of summation
 
@@ -138,6 +138,19 @@ def test_a_turned_image_gets_a_turned_label_map():
     turned = np.ascontiguousarray(np.rot90(img))
     a, b = (next(predict(net, [x], resolution=RESOLUTION, symmetry="all")) for x in (img, turned))
     np.testing.assert_allclose(np.rot90(a.maps()[1], axes=(1, 2)), b.maps()[1], atol=1e-5)
+
+
+def test_a_mirrored_image_gets_a_mirrored_label_map():
+    img, net = images(1)[0][:32, :32], NetworkPredictor(network(), bf16=False)
+    a, b = (next(predict(net, [x], resolution=RESOLUTION, symmetry="flip")) for x in (img, img[:, ::-1].copy()))
+    np.testing.assert_allclose(a.maps()[1][:, :, ::-1], b.maps()[1], atol=1e-5)
+
+
+def test_without_symmetries_the_image_is_seen_as_it_is():
+    img, net = images(1)[0], NetworkPredictor(network(), bf16=False)
+    found = next(predict(net, [img], resolution=RESOLUTION, symmetry="none"))
+    plain = net(to_float(torch.from_numpy(fit_image(img, RESOLUTION, "squash"))[None])).probs[0]
+    torch.testing.assert_close(found.log_probs.exp(), plain, atol=1e-6, rtol=1e-5)
 
 
 def test_a_refined_view_counts_as_much_as_all_the_others():
@@ -162,7 +175,7 @@ def test_zoom_sharpens_a_small_object(fit):
     truth = img[:, :, 0] > 0
 
     def iou(zoom):
-        label = next(predict(Brightness(), [img], resolution=RESOLUTION, fit=fit, symmetry="all", zoom=zoom)).label()
+        label = next(predict(Brightness(), [img], resolution=RESOLUTION, fit=fit, zoom=zoom)).label()
         assert label.shape == (300, 500)
         return (truth & (label == 1)).sum() / (truth | (label == 1)).sum()
 
@@ -177,6 +190,26 @@ def test_zoom_looks_at_the_image_itself():
     options = {"resolution": RESOLUTION, "symmetry": "none"}
     assert next(predict(Brightness(), [img], zoom=False, **options)).label()[256, 256] == 1
     assert next(predict(Brightness(), [img], zoom=True, **options)).label()[256, 256] == 0
+
+
+@pytest.mark.parametrize(("second", "kept"), [(0.6, False), (0.95, True), (0.1, False)])
+def test_the_surer_look_counts(second, kept):
+    """The first is sure to .9; one of .1 finds nothing."""
+
+    class Looks:
+        refines = False
+
+        def __init__(self):
+            self.asked = 0
+
+        def __call__(self, img, refine=True):
+            self.asked += 1
+            share = torch.zeros_like(img[:, :1])
+            share[:, :, 12:20, 12:20] = 0.9 if self.asked == 1 else second
+            return Prediction(torch.cat([1 - share, share], 1))
+
+    found = next(predict(Looks(), images(1), resolution=RESOLUTION, zoom=True))
+    assert (found.crop is not None) == kept
 
 
 def test_zoom_is_for_one_object():
@@ -196,6 +229,16 @@ def test_one_object_is_the_larger_one_and_zoom_looks_there(zoom):
     if zoom:
         (top, left, bottom, right), _ = one.crop
         assert (top + bottom) / 2 == pytest.approx(25, abs=8) == (left + right) / 2
+
+
+def test_a_convex_object_has_no_dents():
+    img = np.zeros((64, 64, 3), np.uint8)
+    img[10:50, 10:50] = 255
+    img[20:40, 30:50] = 0
+    options = {"resolution": RESOLUTION, "one_object": True}
+    dented, whole = (next(predict(Brightness(), [img], convex=convex, **options)) for convex in (False, True))
+    assert dented.label()[30, 44] == 0 and whole.label()[30, 44] == 1
+    assert whole.label()[30, 54] == 0 and whole.maps()[1][1, 30, 44] > 0.5
 
 
 def test_several_classes_keep_all_their_pieces():
@@ -289,7 +332,7 @@ def test_without_an_encoder_inversion_starts_at_w_avg(model, monkeypatch):
     monkeypatch.setattr(module, "invert", spy)
     G, _, lpips = model
     next(predict(GeneratorPredictor(G, None, lpips, InversionConfig(), 1), images(1), resolution=RESOLUTION, symmetry="flip"))
-    assert len(starts) == 2 and all((ws == G.mapping.w_avg).all() for ws in starts)
+    assert len(starts) == 3 and all((ws == G.mapping.w_avg).all() for ws in starts)
 
 
 def test_bad_input(model):

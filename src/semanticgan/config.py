@@ -144,6 +144,7 @@ class PredictConfig(Section):
         None,
         description="one piece of the object's class at most, the likeliest; unset: if all known masks of two classes are so",
     )
+    convex: bool | None = Field(None, description="the one object has no dents; unset: if the known masks have hardly any")
 
 
 class RunConfig(Section):
@@ -207,6 +208,7 @@ class ModelConfig(Section):
     steps: int = Field(0, ge=0, description="default inversion steps, chosen on validation images")
     temperature: float = Field(1, gt=0, description="softmax temperature, chosen on validation images")
     one_object: bool = Field(False, description="label maps of two classes keep one piece of the second alone")
+    convex: bool = Field(False, description="and its dents are filled")
     distance_quantiles: tuple[float, ...] = Field((), description="LPIPS of validation images at 0, .05, ..., 1")
     versions: dict[str, str] = {}
 

@@ -152,6 +152,7 @@ class SemanticGAN:
             symmetry=config.data.symmetry if (config.views if views is None else views) else "none",
             zoom=config.zoom if zoom is None else zoom,
             one_object=config.one_object,
+            convex=config.convex,
             temperature=config.temperature,
             batch=batch,
             device=self.device,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from semanticgan.config import InversionConfig
 from semanticgan.data.pieces import with_one_object
-from semanticgan.data.transforms import fit_image, fitted_box, to_float, to_u8, unfit, unview, view, view_indices
+from semanticgan.data.transforms import fit_image, fitted_box, to_float, to_u8, unfit, unview, view, view_indices, with_contrast
 from semanticgan.errors import UserError
 from semanticgan.inversion import Whitening, autocast, in_fixed_batches, invert, whitening
 from semanticgan.nn.encoder import Encoder
@@ -24,6 +24,7 @@ Symmetry = Literal["none", "flip", "all"]
 Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels of the image
 
 HELD_BYTES = 2**28  # images kept at full size at once; a larger one is held alone
+CONTRAST = 1.4  # of the views, so that faint objects are seen; see "Tried" in docs/numerics.md
 FLOOR = 1e-7  # probabilities below it count as it: their logarithm stays finite
 
 
@@ -165,8 +166,9 @@ def predict(
     resolution: int,  # side of the predictor's images
     fit: Fit = "squash",
     symmetry: Symmetry = "none",  # average over these flips and turns; "none": the plain view alone
-    zoom: bool = False,  # second pass on a crop round the first mask; left out for more than two classes
-    one_object: bool = False,  # keep one piece of the second class alone; left out for more than two classes
+    zoom: bool = False,  # second look at a crop round the first mask, kept where it is surer; not for more than two classes
+    one_object: bool = False,  # keep one piece of the second class alone; not for more than two classes
+    convex: bool = False,  # and fill its dents
     temperature: float = 1.0,
     batch: int = 32,  # images worked on together
     device: torch.device | str = "cpu",
@@ -181,7 +183,7 @@ def predict(
     def logs(probs: Tensor) -> list[Tensor]:
         """Logarithms, image by image: how a vectorised one rounds can depend on the place in the tensor."""
         single = one_object and probs.shape[1] == 2
-        return [(with_one_object(p[None])[0] if single else p).clamp_min(FLOOR).log() for p in probs]
+        return [(with_one_object(p[None], convex)[0] if single else p).clamp_min(FLOOR).log() for p in probs]
 
     for group in _groups(images, batch):
         first = _look([fit_image(img, resolution, fit) for img in group], predictor, symmetry, device, refine=True)
@@ -195,12 +197,13 @@ def predict(
             fitted = [fit_image(piece, resolution, fit) for piece in pieces]
             crops = iter(logs(_look(fitted, predictor, symmetry, device, refine=predictor.refines).probs))
         for n, (size, box) in enumerate(zip(sizes, boxes, strict=True)):
+            crop = next(crops) if box else None
             yield Found(
                 size=size,
                 fit=fit,
                 temperature=temperature,
                 log_probs=log_probs[n],
-                crop=(box, next(crops)) if box else None,
+                crop=(box, crop) if box and _sureness(crop) >= _sureness(log_probs[n]) else None,
                 reconstruction=None if first.reconstruction is None else to_u8(first.reconstruction[n : n + 1])[0].numpy(),
                 distance=None if first.distance is None else float(first.distance[n]),
             )
@@ -220,19 +223,30 @@ def _groups(images: Iterable[np.ndarray], batch: int) -> Iterator[list[np.ndarra
 def _look(
     fitted: list[np.ndarray], predictor: Predictor, symmetry: Symmetry, device: torch.device | str, refine: bool
 ) -> Prediction:
-    """The plain view's prediction on the CPU, with probabilities averaged over the views.
+    """What the predictor makes of the images, on the CPU, with probabilities averaged over the views in raised contrast.
 
-    A plain view that was refined counts as much as all the other views together, else as much as each of them.
+    The image as it is counts only if it was refined, and then as much as all the views together.
     """
     img = to_float(torch.from_numpy(np.stack(fitted)).to(device))
-    plain = predictor(img, refine=refine)
-    probs, turned = plain.probs, [k for k in view_indices(symmetry) if k != 0]
-    if turned:
-        others = sum(unview(predictor(view(img, k), refine=False).probs, k) for k in turned)
-        weight = len(turned) if predictor.refines else 1
-        probs = (weight * probs + others) / (weight + len(turned))
-    reconstruction = None if plain.reconstruction is None else plain.reconstruction.cpu()
-    return Prediction(probs.cpu(), reconstruction, None if plain.distance is None else plain.distance.cpu())
+    views = view_indices(symmetry)
+    if len(views) == 1:
+        return _on_cpu(predictor(img, refine=refine))
+    clear = with_contrast(img, CONTRAST)
+    probs = sum(unview(predictor(view(clear, k), refine=False).probs, k) for k in views) / len(views)
+    if not refine:
+        return _on_cpu(Prediction(probs))
+    plain = predictor(img, refine=True)
+    return _on_cpu(replace(plain, probs=(plain.probs + probs) / 2 if predictor.refines else probs))
+
+
+def _on_cpu(said: Prediction) -> Prediction:
+    return Prediction(*(None if x is None else x.cpu() for x in (said.probs, said.reconstruction, said.distance)))
+
+
+def _sureness(log_probs: Float[Tensor, "2 r r"]) -> float:
+    """The mean probability of the foreground where it is the likelier class; 0 where it is nowhere."""
+    found = log_probs[1] > log_probs[0]
+    return float(log_probs[1][found].exp().mean()) if found.any() else 0.0
 
 
 def _highest(logits: Float[Tensor, "k h w"]) -> UInt8[Tensor, "h w"]:

@@ -3,6 +3,8 @@ import torch
 
 from semanticgan.data.pieces import (
     SURE,
+    are_convex,
+    convex_hull,
     have_one_object,
     least_share,
     lesser_pieces,
@@ -10,6 +12,7 @@ from semanticgan.data.pieces import (
     with_one_object,
     with_some_object,
 )
+from semanticgan.data.transforms import view
 from semanticgan.labels import IGNORE_INDEX
 
 
@@ -103,3 +106,52 @@ def test_the_masks_say_whether_there_is_one_object():
     assert have_one_object(np.stack([one] * 20 + [two]))  # one odd mask of 21
     assert not have_one_object(np.stack([one, 2 * one]))  # three classes
     assert not have_one_object(np.stack([empty, empty])) and not have_one_object(np.zeros((0, 9, 9), np.uint8))
+
+
+def test_a_hull_is_the_polygon():
+    """Of a triangle's corners: all inside its three edges, and nothing that is farther out than 32 directions can tell."""
+    corners = torch.tensor([[3.0, 4.0], [35.0, 10.0], [15.0, 36.0]])
+    mask = torch.zeros(1, 40, 40, dtype=torch.bool)
+    mask[0, corners[:, 0].long(), corners[:, 1].long()] = True
+    ys, xs = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
+    depth = torch.full((40, 40), torch.inf)
+    for start, end in zip(corners, corners.roll(-1, 0), strict=True):
+        (dy, dx), (cy, cx) = end - start, corners.mean(0) - start
+        inward = torch.sign(cy * dx - cx * dy) / (end - start).norm()
+        depth = torch.minimum(depth, ((ys - start[0]) * dx - (xs - start[1]) * dy) * inward)
+    hull = convex_hull(mask)[0]
+    assert hull[depth >= 0].all() and not hull[depth < -2].any()  # half of an edge of 38 px times the tangent of 5.6 degrees
+    assert torch.equal(convex_hull(hull[None])[0], hull)
+
+
+def test_hulls_of_a_box_a_pixel_and_nothing():
+    mask = torch.zeros(3, 20, 20, dtype=torch.bool)
+    mask[0, 4, 6:15] = mask[0, 4:12, 6] = mask[0, 11, 14] = True
+    mask[1, 7, 7] = True
+    box = torch.zeros(20, 20, dtype=torch.bool)
+    box[4:12, 6:15] = True
+    corner = box.clone()
+    corner[4:12, 6:15] = convex_hull(mask[:1])[0, 4:12, 6:15]
+    assert torch.equal(convex_hull(mask), torch.stack([corner, mask[1], mask[2]]))
+    assert torch.equal(convex_hull(box[None])[0], box)
+    for k in range(8):
+        assert torch.equal(convex_hull(view(mask[:1], k))[0], view(corner, k))
+
+
+def test_dents_are_filled_after_the_other_pieces_are_gone():
+    first = torch.full((1, 16, 16), 0.1)
+    first[0, 2:10, 2:10] = 0.8
+    first[0, 4:8, 5:10] = 0.3  # a bay
+    first[0, 14, 14] = 0.9
+    out = with_one_object(torch.stack([1 - first, first], 1), convex=True)
+    expected = first[0].clone()
+    expected[4:8, 5:10], expected[14, 14] = 0.7, 0.1
+    torch.testing.assert_close(out[0], torch.stack([1 - expected, expected]))
+
+
+def test_the_masks_say_whether_the_object_is_convex():
+    disc = ((np.arange(40)[:, None] - 20) ** 2 + (np.arange(40) - 18) ** 2 < 150).astype(np.uint8)
+    bitten, empty = disc.copy(), np.zeros_like(disc)
+    bitten[12:28, 18:] = 0
+    assert are_convex(np.stack([disc, empty, disc])) and are_convex(np.stack([disc] * 9 + [bitten]))
+    assert not are_convex(np.stack([disc, bitten])) and not are_convex(empty[None]) and not are_convex(disc[None][:0])

@@ -249,6 +249,24 @@ def test_whether_there_is_one_object_is_read_off_the_masks(small_config, tmp_pat
         decided(one, one, "true", LABELS)
 
 
+def test_whether_the_object_is_convex_is_read_off_the_masks(small_config, tmp_path):
+    images, square = np.zeros((3, 16, 16, 3), np.uint8), np.zeros((3, 16, 16), np.uint8)
+    square[:, 3:11, 3:11] = 1
+    bitten = square.copy()
+    bitten[:, 5:9, 5:11] = 0
+    binary, run = LABELS.model_copy(update={"names": LABELS.names[:2], "palette": LABELS.palette[:2]}), silent(tmp_path)
+
+    def decided(masks, *settings):
+        config, data = small_config(*settings), TrainingData(images, images, masks)
+        return with_one_object_decided(config, binary, data, ValidationData(images[:0], masks[:0]), run).predict.convex
+
+    assert decided(square) and not decided(bitten)
+    assert not decided(square, "predict.one_object=false") and not decided(square, "predict.convex=false")
+    assert decided(bitten, "predict.convex=true")
+    with pytest.raises(UserError, match=r"predict\.convex: got true, but there is not one object"):
+        decided(bitten, "predict.one_object=false", "predict.convex=true")
+
+
 def test_pseudo_labels_count_more_as_e_learns(config, small_data, G, lpips):
     start, ramp, end = (float(trainer(config, small_data[0], G, lpips).update(0, share)["pseudo"]) for share in (0.0, 0.125, 1.0))
     assert start == 0 and ramp == pytest.approx(end / 2, rel=1e-6)

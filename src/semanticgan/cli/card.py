@@ -90,7 +90,7 @@ def _defaults(config: ModelConfig) -> str:
     if config.zoom:
         parts.append("second pass on a crop")
     if config.one_object:
-        parts.append("one object")
+        parts.append("one convex object" if config.convex else "one object")
     return f"{', '.join(parts)}; temperature {config.temperature:.3g}"
 
 

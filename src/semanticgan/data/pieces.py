@@ -1,4 +1,4 @@
-"""Tasks with one object: which of a mask's connected pieces it is."""
+"""Tasks with one object: which of a mask's connected pieces it is, and how far it reaches."""
 
 import math
 
@@ -13,6 +13,8 @@ from semanticgan.labels import IGNORE_INDEX
 SHARE = 0.95  # of the known masks, to call it a task with one object
 CRUMBS = 0.02  # share of an object's pixels that may lie apart from it
 SURE = 0.95  # probability from which a pixel counts as found
+CONVEX = 0.9  # mean share of their convex hull that objects cover, to call them convex
+DIRECTIONS = 32  # of the hull's sides
 
 
 def pieces(mask: Bool[Tensor, "n h w"]) -> Int[Tensor, "n h w"]:
@@ -38,9 +40,23 @@ def lesser_pieces(prob: Float[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
     return (ids > 0) & (ids != sums.argmax(1)[:, None, None])
 
 
-def with_one_object(probs: Float[Tensor, "n 2 h w"]) -> Float[Tensor, "n 2 h w"]:
-    """Both classes' probabilities exchanged in all pieces of the second but the likeliest."""
-    return torch.where(lesser_pieces(probs[:, 1])[:, None], probs.flip(1), probs)
+def convex_hull(mask: Bool[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
+    """Pixels on the mask's side of each of its tangents in DIRECTIONS directions; too large by .5 % of its radius at most."""
+    angles = torch.arange(DIRECTIONS, device=mask.device) * (2 * math.pi / DIRECTIONS)
+    ys, xs = (torch.arange(side, device=mask.device) for side in mask.shape[1:])
+    heights = angles.sin()[:, None, None] * ys[:, None] + angles.cos()[:, None, None] * xs
+    tangents = torch.where(mask[:, None], heights, -math.inf).amax((2, 3), keepdim=True)
+    return (heights <= tangents + 1e-3).all(1)  # sums of rounded products differ by less
+
+
+def with_one_object(probs: Float[Tensor, "n 2 h w"], convex: bool = False) -> Float[Tensor, "n 2 h w"]:
+    """Both classes' probabilities exchanged in all pieces of the second but the likeliest, and in the dents of a `convex` one."""
+    probs = torch.where(lesser_pieces(probs[:, 1])[:, None], probs.flip(1), probs)
+    if not convex:
+        return probs
+    found = probs[:, 1] > 0.5
+    dents = convex_hull(found) & ~found
+    return torch.where(dents[:, None], probs.flip(1), probs)
 
 
 def with_some_object(probs: Float[Tensor, "n 2 h w"], share: float) -> Float[Tensor, "n 2 h w"]:
@@ -64,7 +80,19 @@ def have_one_object(labels: UInt8[np.ndarray, "n h w"]) -> bool:
     """Is class 1 the only one beside background, and in one piece in nearly all of the maps that show it?"""
     if np.isin(labels, (0, 1, IGNORE_INDEX), invert=True).any():
         return False
-    objects = torch.from_numpy(np.asarray(labels) == 1)
-    objects = objects[objects.flatten(1).any(1)]
+    objects = _objects(labels)
     lesser = lesser_pieces(objects.float()).flatten(1).sum(1) / objects.flatten(1).sum(1)
     return len(objects) > 0 and float((lesser < CRUMBS).float().mean()) >= SHARE
+
+
+def are_convex(labels: UInt8[np.ndarray, "n h w"]) -> bool:
+    """Does class 1 cover nearly all of its convex hull, on average over the maps that show it?"""
+    objects = _objects(labels)
+    covered = objects.flatten(1).sum(1) / convex_hull(objects).flatten(1).sum(1)
+    return len(objects) > 0 and float(covered.mean()) >= CONVEX
+
+
+def _objects(labels: UInt8[np.ndarray, "n h w"]) -> Bool[Tensor, "m h w"]:
+    """Where class 1 is, in the maps that show it."""
+    objects = torch.from_numpy(np.asarray(labels) == 1)
+    return objects[objects.flatten(1).any(1)]

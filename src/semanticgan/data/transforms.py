@@ -92,6 +92,12 @@ def unview(x: Shaped[Tensor, "*n h w"], index: int) -> Shaped[Tensor, "*n h2 w2"
     return x.flip(-1) if index % 2 else x
 
 
+def with_contrast(img: Float[Tensor, "n c h w"], factor: float) -> Float[Tensor, "n c h w"]:
+    """Each image's differences from its mean colour times `factor`, cut to -1..1."""
+    mean = torch.stack([one.mean((1, 2), keepdim=True) for one in img])  # one by one: batch mates change no bit
+    return (mean + factor * (img - mean)).clamp_(-1, 1)
+
+
 def random_views(symmetry: str, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
     """One allowed symmetry for each of n images."""
     allowed = torch.tensor(view_indices(symmetry))

@@ -99,9 +99,8 @@ def student_config(teacher: SemanticGAN, overrides: list[str], seed: int | None)
         require_levels_fit(theirs.data, config.student.widths)
     except ValueError as error:
         raise UserError(f"student.{error}") from None
-    predict = config.predict
-    if predict.one_object is None:
-        predict = predict.model_copy(update={"one_object": theirs.one_object})
+    open_ones = {name: getattr(theirs, name) for name in ("one_object", "convex") if getattr(config.predict, name) is None}
+    predict = config.predict.model_copy(update=open_ones)
     return config.model_copy(
         update={
             "preset": STUDENT,
@@ -187,6 +186,7 @@ def export_student(plan: Plan, teacher: str, S: UNet, lengths: dict[str, float],
         teacher=teacher,
         views=False,
         one_object=bool(config.predict.one_object),
+        convex=bool(config.predict.convex),
         versions=versions(),
     )
     model, scores = SemanticGAN(described, None, S=S, device=plan.device), {}

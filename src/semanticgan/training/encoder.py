@@ -12,7 +12,7 @@ from torch import Tensor
 from semanticgan import losses
 from semanticgan.config import Config, NetworkConfig
 from semanticgan.data import transforms
-from semanticgan.data.pieces import have_one_object, least_share, with_one_object, with_some_object
+from semanticgan.data.pieces import are_convex, have_one_object, least_share, with_one_object, with_some_object
 from semanticgan.data.stream import Stream, generator
 from semanticgan.data.zoom_out import zoom_in, zoom_out
 from semanticgan.ema import ema_decay, update_ema
@@ -46,21 +46,27 @@ class ValidationData:
 
 
 def with_one_object_decided(config: Config, labels: LabelSpec, data: TrainingData, val: ValidationData, run: Run) -> Config:
-    """The settings with `predict.one_object` as the masks say, where it was left open.
+    """The settings with `predict.one_object` and `predict.convex` as the masks say, where they were left open.
 
-    Raises UserError where it is set for more than two classes.
+    Raises UserError where one is set for more than two classes, or the second without the first.
     """
-    if config.predict.one_object and labels.num_classes != 2:
+    one, convex = config.predict.one_object, config.predict.convex
+    if one and labels.num_classes != 2:
         raise UserError(f"predict.one_object: got true for {labels.num_classes} classes, expected two; leave it out")
-    if config.predict.one_object is not None:
-        return config
-    some = [maps[:: len(maps) // ASKED + 1] for maps in (data.labels, val.labels)]
-    one = have_one_object(np.concatenate(some))
-    if one:
-        run.log("one object: the known masks have one piece each, so label maps will (else set predict.one_object=false)")
-        if least_share(data.labels):
-            run.log("one object: no labelled image is without it, so unlabelled ones are taken to show it too")
-    return config.model_copy(update={"predict": config.predict.model_copy(update={"one_object": one})})
+    some = np.concatenate([maps[:: len(maps) // ASKED + 1] for maps in (data.labels, val.labels)])
+    if one is None:
+        one = have_one_object(some)
+        if one:
+            run.log("one object: the known masks have one piece each, so label maps will (else set predict.one_object=false)")
+            if least_share(data.labels):
+                run.log("one object: no labelled image is without it, so unlabelled ones are taken to show it too")
+    if convex and not one:
+        raise UserError("predict.convex: got true, but there is not one object; set predict.one_object=true too, or leave it out")
+    if convex is None:
+        convex = one and are_convex(some)
+        if convex:
+            run.log("one object: the known masks have hardly a dent, so label maps have none (else set predict.convex=false)")
+    return config.model_copy(update={"predict": config.predict.model_copy(update={"one_object": one, "convex": convex})})
 
 
 def build_encoder(networks: NetworkConfig, resolution: int, channels: int) -> Encoder:
@@ -273,7 +279,8 @@ class EncoderTrainer:
                 return []
             seg_logits = self.explain(val.images[list(chosen)])[1]
             probs = seg_logits.float().softmax(1)
-            pred = (with_one_object(probs) if self.config.predict.one_object else probs).argmax(1).cpu()
+            predict = self.config.predict
+            pred = (with_one_object(probs, bool(predict.convex)) if predict.one_object else probs).argmax(1).cpu()
             label = torch.from_numpy(np.array(val.labels[list(chosen)])).long()
             return [iou(confusion(p, t, self.labels.num_classes))[1:] for p, t in zip(pred, label, strict=True)]
 

@@ -43,7 +43,7 @@ def export_model(
     chosen = ModelConfig(
         labels=labels, data=config.data, networks=config.networks, inversion=config.inversion,
         views=config.predict.views, steps=config.predict.steps or 0, zoom=bool(config.predict.zoom),
-        one_object=bool(config.predict.one_object),
+        one_object=bool(config.predict.one_object), convex=bool(config.predict.convex),
         versions=versions(),
     )  # fmt: skip
     model = SemanticGAN(chosen, G, E, device)
@@ -101,7 +101,7 @@ def card(
     """The model folder's README.md: what it is, what it was trained on and how, and its validation scores."""
     classes = ", ".join(config.labels.names)
     zoom = ", second pass on a crop" if config.zoom else ""
-    zoom += ", one object" if config.one_object else ""
+    zoom += f", one {'convex ' if config.convex else ''}object" if config.one_object else ""
     views = {"none": "one view", "flip": "two views", "all": "eight views"}[config.data.symmetry if config.views else "none"]
     imagenet = config.networks.encoder_trunk != "residual"
     how = [*how, *(["The encoder's trunk began with weights trained on ImageNet."] if imagenet else [])]

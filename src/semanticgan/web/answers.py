@@ -172,7 +172,8 @@ def _found(
     """The answers of one view, for maps of these sizes; a student has no reconstruction `out`."""
     config = model.config
     probs = seg_logits.float().softmax(1).cpu()
-    log_probs = (with_one_object(probs) if config.one_object and probs.shape[1] == 2 else probs).clamp_min(FLOOR).log()
+    single = config.one_object and probs.shape[1] == 2
+    log_probs = (with_one_object(probs, config.convex) if single else probs).clamp_min(FLOOR).log()
     if out is None:
         return [Found(size, config.data.fit, config.temperature, log_probs[n], None, None, None) for n, size in enumerate(sizes)]
     repeats = max(1, 32 // config.data.resolution)  # AlexNet takes no less than 32 px
