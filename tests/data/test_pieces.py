@@ -149,6 +149,14 @@ def test_dents_are_filled_after_the_other_pieces_are_gone():
     torch.testing.assert_close(out[0], torch.stack([1 - expected, expected]))
 
 
+def test_a_lesser_piece_in_a_dent_stays():
+    first = torch.full((1, 16, 16), 0.1)
+    first[0, 2:10, 2:10] = 0.8
+    first[0, 4:8, 5:10] = 0.3
+    first[0, 5, 7] = 0.9
+    assert with_one_object(torch.stack([1 - first, first], 1), convex=True)[0, 1, 5, 7] == first[0, 5, 7]
+
+
 def test_the_masks_say_whether_the_object_is_convex():
     disc = ((np.arange(40)[:, None] - 20) ** 2 + (np.arange(40) - 18) ** 2 < 150).astype(np.uint8)
     bitten, empty = disc.copy(), np.zeros_like(disc)

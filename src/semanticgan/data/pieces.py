@@ -51,12 +51,10 @@ def convex_hull(mask: Bool[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
 
 def with_one_object(probs: Float[Tensor, "n 2 h w"], convex: bool = False) -> Float[Tensor, "n 2 h w"]:
     """Both classes' probabilities exchanged in all pieces of the second but the likeliest, and in the dents of a `convex` one."""
-    probs = torch.where(lesser_pieces(probs[:, 1])[:, None], probs.flip(1), probs)
-    if not convex:
-        return probs
-    found = probs[:, 1] > 0.5
-    dents = convex_hull(found) & ~found
-    return torch.where(dents[:, None], probs.flip(1), probs)
+    lesser = lesser_pieces(probs[:, 1])
+    found = (probs[:, 1] > 0.5) & ~lesser
+    wrong = lesser ^ (convex_hull(found) & ~found) if convex else lesser  # a lesser piece in a dent is right
+    return torch.where(wrong[:, None], probs.flip(1), probs)
 
 
 def with_some_object(probs: Float[Tensor, "n 2 h w"], share: float) -> Float[Tensor, "n 2 h w"]:
