@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "nn.layers": {"nn.ops"},
     "nn": {"nn.ops", "nn.layers"},
     "nn.encoder": {"nn.backbone"},
+    "nn.unet": {"nn.backbone"},
     "losses": {"labels"},
     "ema": set(),
     "metrics": {"labels", "metrics"},

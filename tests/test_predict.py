@@ -125,10 +125,11 @@ def test_no_images():
 # ---------------------------------------------------------------- views
 
 
-def test_views_are_averaged_in_raised_contrast_and_turned_back():
+@pytest.mark.parametrize("contrast", [1.0, 1.4])
+def test_views_are_averaged_and_turned_back(contrast):
     img, net = images(1)[0], NetworkPredictor(network(3), bf16=False)
-    found = next(predict(net, [img], resolution=RESOLUTION, symmetry="all"))
-    x = with_contrast(to_float(torch.from_numpy(fit_image(img, RESOLUTION, "squash"))[None]), module.CONTRAST)
+    found = next(predict(net, [img], resolution=RESOLUTION, symmetry="all", contrast=contrast))
+    x = with_contrast(to_float(torch.from_numpy(fit_image(img, RESOLUTION, "squash"))[None]), contrast)
     expected = torch.stack([unview(net(view(x, k)).probs, k) for k in range(8)]).mean(0)[0]
     torch.testing.assert_close(found.log_probs.exp(), expected, atol=1e-6, rtol=1e-5)  # another order of summation
 
@@ -142,7 +143,8 @@ def test_a_turned_image_gets_a_turned_label_map():
 
 def test_a_mirrored_image_gets_a_mirrored_label_map():
     img, net = images(1)[0][:32, :32], NetworkPredictor(network(), bf16=False)
-    a, b = (next(predict(net, [x], resolution=RESOLUTION, symmetry="flip")) for x in (img, img[:, ::-1].copy()))
+    options = {"resolution": RESOLUTION, "symmetry": "flip", "contrast": 1.4}
+    a, b = (next(predict(net, [x], **options)) for x in (img, img[:, ::-1].copy()))
     np.testing.assert_allclose(a.maps()[1][:, :, ::-1], b.maps()[1], atol=1e-5)
 
 
@@ -153,7 +155,16 @@ def test_without_symmetries_the_image_is_seen_as_it_is():
     torch.testing.assert_close(found.log_probs.exp(), plain, atol=1e-6, rtol=1e-5)
 
 
-def test_a_refined_view_counts_as_much_as_all_the_others():
+@pytest.mark.parametrize(("contrast", "passes"), [(1.0, 8 + 8), (1.4, 9 + 8)])
+def test_the_image_is_looked_at_by_itself_only_where_that_is_more(contrast, passes):
+    """Its reconstruction is asked for in its own contrast; a second look has none."""
+    img, asked = np.zeros((64, 64, 3), np.uint8), Brightness()
+    img[20:40, 20:40] = 255
+    found = next(predict(asked, [img], resolution=RESOLUTION, symmetry="all", zoom=True, contrast=contrast))
+    assert found.crop is not None and len(asked.asked) == passes and sum(refine for _, refine in asked.asked) == 1
+
+
+def test_a_refined_image_counts_as_much_as_its_views():
     class Refiner:
         refines = True
 
@@ -175,7 +186,7 @@ def test_zoom_sharpens_a_small_object(fit):
     truth = img[:, :, 0] > 0
 
     def iou(zoom):
-        label = next(predict(Brightness(), [img], resolution=RESOLUTION, fit=fit, zoom=zoom)).label()
+        label = next(predict(Brightness(), [img], resolution=RESOLUTION, fit=fit, symmetry="all", zoom=zoom)).label()
         assert label.shape == (300, 500)
         return (truth & (label == 1)).sum() / (truth | (label == 1)).sum()
 

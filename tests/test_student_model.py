@@ -45,6 +45,27 @@ def test_it_comes_back_from_its_folder(model, images, tmp_path, assert_same):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "student" / name).read_bytes()
 
 
+@pytest.mark.parametrize("trunk", ["none", "efficientnet-lite0"])
+def test_both_kinds_of_u_net_come_back(images, tmp_path, trunk):
+    config = described(trunk=trunk)
+    S = named_networks(config)["S"]
+    if trunk != "none":
+        S.trunk.load_imagenet()
+    SemanticGAN(config, None, S=S, card="# card\n").save(tmp_path)
+    loaded = SemanticGAN.load(tmp_path)
+    assert type(loaded.S) is type(S) and loaded.config.trunk == trunk
+    shapes = [result.label.shape for result in loaded.segment(images)]
+    assert shapes == [np.asarray(image).shape[:2] for image in images]
+
+
+def test_a_student_of_before_there_were_trunks_is_a_plain_one(model, tmp_path):
+    model.save(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["trunk"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert SemanticGAN.load(tmp_path).config.trunk == "none"
+
+
 def test_it_segments_without_reconstruction(model, images):
     results = model.segment(images)
     for image, result in zip(images, results, strict=True):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from semanticgan import predict
 from semanticgan.config import DataConfig, ModelConfig, NetworkConfig
 from semanticgan.data.synthetic import LABELS, draw_scene
 from semanticgan.data.transforms import view
@@ -63,8 +62,7 @@ def test_equal_images_are_proposed_all_the_same():
     assert len(propose({name: at(0.5, 0.5, 1.0) for name in "abc"}, 3)) == 3
 
 
-def test_looks_are_the_models_answers_in_the_images_own_contrast(model, monkeypatch):
-    monkeypatch.setattr(predict, "CONTRAST", 1.0)
+def test_looks_are_the_models_answers(model):
     images = [draw_scene(k, "a", 20)[0] for k in range(9)]
     looks = list(look(model, images))
     found = list(model.find(images, steps=0, views=True, zoom=False))

@@ -10,6 +10,7 @@ from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 
 Width = Annotated[int, Field(ge=1, le=8192)]
+Trunk = Literal["none", "efficientnet-lite0"]
 EncoderWidth = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 
 
@@ -103,10 +104,12 @@ class EncoderConfig(Section):
 class StudentConfig(Section):
     kimg: float = Field(100, gt=0, description="length of the training in thousands of images, of all sources together")
     batch: int = Field(48, ge=3, description="shared evenly by the sources whose weight is not 0")
+    trunk: Trunk = Field("efficientnet-lite0", description="the U-Net's way down: pretrained on ImageNet, or its own")
     widths: tuple[Width, ...] = Field(
-        (32, 64, 128, 192, 256), min_length=1, description="channels of the U-Net by level, full resolution first"
+        (24, 32, 64, 96, 128), min_length=1, description="channels of the U-Net by level, full resolution first"
     )
     lr: float = Field(1e-3, gt=0)
+    trunk_lr: float = Field(0.3, ge=0, description="of the pretrained trunk, relative to lr")
     weight_decay: float = Field(0.01, ge=0)
     labeled: float = Field(1, ge=0, description="weight of the labelled images")
     samples: float = Field(1, ge=0, description="weight of G's samples with their label maps")
@@ -138,6 +141,9 @@ class InversionConfig(Section):
 
 class PredictConfig(Section):
     views: bool = Field(True, description="average over the symmetries that the data allow")
+    contrast: float | None = Field(
+        None, ge=1, le=4, description="of the views, relative to the image's; unset: 1, or 1.4 where validation says it is better"
+    )
     zoom: bool | None = Field(None, description="second pass on a crop round the first mask; unset: by validation")
     steps: int | None = Field(None, ge=0, description="inversion steps; unset: by validation")
     one_object: bool | None = Field(
@@ -185,11 +191,12 @@ def require_sizes_fit(data: DataConfig, networks: NetworkConfig) -> None:
         )
 
 
-def require_levels_fit(data: DataConfig, widths: tuple[int, ...]) -> None:
-    """Raises ValueError unless a U-Net has a level or more, and its last one a pixel."""
-    most = data.resolution.bit_length()
-    if not 1 <= len(widths) <= most:
-        raise ValueError(f"widths: got {len(widths)} levels, expected 1 to {most} for data.resolution {data.resolution}")
+def require_levels_fit(data: DataConfig, widths: tuple[int, ...], trunk: str) -> None:
+    """Raises ValueError unless a U-Net has a level or more, and its last one a pixel; a pretrained one 2 to its trunk's."""
+    last = max(data.resolution, 128) // 32  # side of a pretrained trunk's last map: it halves five times
+    least, most = (1, data.resolution.bit_length()) if trunk == "none" else (2, (data.resolution // last).bit_length())
+    if not least <= len(widths) <= most:
+        raise ValueError(f"widths: got {len(widths)} levels, expected {least} to {most} for data.resolution {data.resolution}")
 
 
 class ModelConfig(Section):
@@ -201,6 +208,7 @@ class ModelConfig(Section):
     networks: NetworkConfig = Field(NetworkConfig(), description="of G and E")
     inversion: InversionConfig = InversionConfig()
     has_encoder: bool = True
+    trunk: Trunk = Field("none", description="of a student: its U-Net's way down")
     widths: tuple[Width, ...] = Field((), description="of a student: channels of its U-Net by level")
     teacher: str = Field("", description="of a student: the model that it learnt from")
     views: bool = True
@@ -209,16 +217,17 @@ class ModelConfig(Section):
     temperature: float = Field(1, gt=0, description="softmax temperature, chosen on validation images")
     one_object: bool = Field(False, description="label maps of two classes keep one piece of the second alone")
     convex: bool = Field(False, description="and its dents are filled")
+    contrast: float = Field(1, ge=1, le=4, description="of the views")
     distance_quantiles: tuple[float, ...] = Field((), description="LPIPS of validation images at 0, .05, ..., 1")
     versions: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _whole(self) -> "ModelConfig":
-        for name in STUDENTS_OWN if self.kind == "student" else GENERATORS_OWN[:2]:
+        for name in STUDENTS_OWN[:2] if self.kind == "student" else GENERATORS_OWN[:2]:
             if name not in self.model_fields_set:
                 raise ValueError(f"{name}: missing")
         if self.kind == "student":
-            require_levels_fit(self.data, self.widths)
+            require_levels_fit(self.data, self.widths, self.trunk)
         else:
             require_sizes_fit(self.data, self.networks)
         return self
@@ -229,7 +238,7 @@ class ModelConfig(Section):
 
 
 GENERATORS_OWN = ("networks", "inversion", "has_encoder", "steps", "distance_quantiles")  # fields of ModelConfig
-STUDENTS_OWN = ("widths", "teacher")
+STUDENTS_OWN = ("widths", "teacher", "trunk")
 
 
 STUDENT = "student"  # the preset that a run of `distill` names; its data and networks are the teacher's

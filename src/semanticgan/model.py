@@ -28,7 +28,7 @@ from semanticgan.labels import LabelSpec
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.perceptual import LPIPS
-from semanticgan.nn.unet import UNet
+from semanticgan.nn.unet import PretrainedUNet, UNet, build_unet
 from semanticgan.predict import Found, GeneratorPredictor, NetworkPredictor, Predictor, predict
 
 
@@ -58,7 +58,8 @@ def build_networks(config: ModelConfig) -> tuple[Generator, Encoder | None]:
 def named_networks(config: ModelConfig) -> dict[str, nn.Module]:
     """`SemanticGAN.networks` of a model of this kind, with fresh weights."""
     if config.kind == "student":
-        return {"S": UNet(config.data.channels or 3, config.labels.num_classes, config.widths)}
+        data = config.data
+        return {"S": build_unet(config.trunk, data.channels or 3, config.labels.num_classes, config.widths, data.resolution)}
     return {name: net for name, net in zip("GE", build_networks(config), strict=True) if net is not None}
 
 
@@ -75,7 +76,7 @@ class SemanticGAN:
         E: Encoder | None = None,  # without one, segmentation needs steps of inversion
         device: str = "cpu",
         card: str = "",  # README.md of the model folder
-        S: UNet | None = None,  # a student has this alone
+        S: UNet | PretrainedUNet | None = None,  # a student has this alone
     ) -> None:
         self.config, self.device, self.card = config, torch.device(device), card
         self._G, self.E, self.S = G, E, S
@@ -153,6 +154,7 @@ class SemanticGAN:
             zoom=config.zoom if zoom is None else zoom,
             one_object=config.one_object,
             convex=config.convex,
+            contrast=config.contrast,
             temperature=config.temperature,
             batch=batch,
             device=self.device,

@@ -24,7 +24,6 @@ Symmetry = Literal["none", "flip", "all"]
 Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels of the image
 
 HELD_BYTES = 2**28  # images kept at full size at once; a larger one is held alone
-CONTRAST = 1.4  # of the views, so that faint objects are seen; see "Tried" in docs/numerics.md
 FLOOR = 1e-7  # probabilities below it count as it: their logarithm stays finite
 
 
@@ -169,6 +168,7 @@ def predict(
     zoom: bool = False,  # second look at a crop round the first mask, kept where it is surer; not for more than two classes
     one_object: bool = False,  # keep one piece of the second class alone; not for more than two classes
     convex: bool = False,  # and fill its dents
+    contrast: float = 1.0,  # of the views: differences from the image's mean colour times this
     temperature: float = 1.0,
     batch: int = 32,  # images worked on together
     device: torch.device | str = "cpu",
@@ -186,7 +186,7 @@ def predict(
         return [(with_one_object(p[None], convex)[0] if single else p).clamp_min(FLOOR).log() for p in probs]
 
     for group in _groups(images, batch):
-        first = _look([fit_image(img, resolution, fit) for img in group], predictor, symmetry, device, refine=True)
+        first = _look([fit_image(img, resolution, fit) for img in group], predictor, symmetry, contrast, device, refine=True)
         log_probs, sizes = logs(first.probs), [img.shape[:2] for img in group]
         boxes: list[Box | None] = [None] * len(group)
         if zoom and first.probs.shape[1] == 2:
@@ -195,7 +195,7 @@ def predict(
         crops: Iterator[Tensor] = iter(())
         if pieces:
             fitted = [fit_image(piece, resolution, fit) for piece in pieces]
-            crops = iter(logs(_look(fitted, predictor, symmetry, device, refine=predictor.refines).probs))
+            crops = iter(logs(_look(fitted, predictor, symmetry, contrast, device, refine=predictor.refines).probs))
         for n, (size, box) in enumerate(zip(sizes, boxes, strict=True)):
             crop = next(crops) if box else None
             yield Found(
@@ -221,22 +221,28 @@ def _groups(images: Iterable[np.ndarray], batch: int) -> Iterator[list[np.ndarra
 
 
 def _look(
-    fitted: list[np.ndarray], predictor: Predictor, symmetry: Symmetry, device: torch.device | str, refine: bool
+    fitted: list[np.ndarray], predictor: Predictor, symmetry: Symmetry, contrast: float, device: torch.device | str, refine: bool
 ) -> Prediction:
-    """What the predictor makes of the images, on the CPU, with probabilities averaged over the views in raised contrast.
+    """What the predictor makes of the images, on the CPU, with probabilities averaged over the views.
 
-    The image as it is counts only if it was refined, and then as much as all the views together.
+    An image that was refined counts as much as all its views together.
     """
     img = to_float(torch.from_numpy(np.stack(fitted)).to(device))
     views = view_indices(symmetry)
     if len(views) == 1:
         return _on_cpu(predictor(img, refine=refine))
-    clear = with_contrast(img, CONTRAST)
-    probs = sum(unview(predictor(view(clear, k), refine=False).probs, k) for k in views) / len(views)
-    if not refine:
-        return _on_cpu(Prediction(probs))
-    plain = predictor(img, refine=True)
-    return _on_cpu(replace(plain, probs=(plain.probs + probs) / 2 if predictor.refines else probs))
+    plain = predictor(img, refine=refine) if refine or contrast == 1 else None
+    seen = img if contrast == 1 else with_contrast(img, contrast)
+
+    def probs(k: int) -> Tensor:
+        if k == 0 and plain is not None and contrast == 1 and not predictor.refines:
+            return plain.probs
+        return unview(predictor(view(seen, k), refine=False).probs, k)
+
+    mean = sum(map(probs, views)) / len(views)
+    if plain is None:
+        return _on_cpu(Prediction(mean))
+    return _on_cpu(replace(plain, probs=(plain.probs + mean) / 2 if predictor.refines else mean))
 
 
 def _on_cpu(said: Prediction) -> Prediction:

@@ -42,8 +42,7 @@ class Proposal:
 
 
 def look(model: SemanticGAN, images: Iterable[np.ndarray], views: bool = True) -> Iterator[Look]:
-    """Look at uint8 images [H, W, C] of any size, by the encoder alone; `views`: average over the flips and turns too,
-    in the image's own contrast.
+    """Look at uint8 images [H, W, C] of any size, by the encoder alone; `views`: average over the flips and turns too.
 
     No image's answer depends on the others. Raises UserError for a model without encoder.
     """

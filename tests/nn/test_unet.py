@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from semanticgan.nn.unet import UNet
+from semanticgan.nn.unet import PretrainedUNet, UNet, build_unet
 
 
 @pytest.fixture
@@ -53,3 +53,59 @@ def test_the_whole_frame_is_seen(net):
 def test_a_side_that_cannot_be_halved_is_refused(net):
     with pytest.raises(ValueError, match="got 18 x 16, expected multiples of 4"):
         net(torch.zeros(1, 3, 18, 16))
+
+
+# ---------------------------------------------------------------- on a pretrained trunk
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    torch.manual_seed(0)
+    net = build_unet("efficientnet-lite0", 3, 4, (8, 12, 16), 32)
+    net.trunk.load_imagenet()
+    return net.eval()
+
+
+@pytest.mark.parametrize(
+    ("channels", "levels", "side"), [(1, 2, 16), (3, 3, 16), (3, 5, 64), (3, 6, 128), (3, 3, 128), (3, 6, 256)]
+)
+def test_shapes_on_a_trunk(channels, levels, side):
+    net = PretrainedUNet(channels, 2, (8,) * levels, side)
+    out = net(torch.randn(1, channels, side, side))
+    assert out.shape == (1, 2, side, side) and out.dtype == torch.float32
+    with pytest.raises(ValueError, match=f"got 8 x 8, expected {side} x {side}"):
+        net(torch.zeros(1, channels, 8, 8))
+
+
+@pytest.mark.parametrize(("levels", "side"), [(1, 64), (6, 64), (4, 16), (7, 128)])
+def test_levels_without_a_map_are_refused(levels, side):
+    with pytest.raises(ValueError, match=f"widths: got {levels} levels"):
+        PretrainedUNet(3, 2, (8,) * levels, side)
+
+
+def test_a_trunk_in_half_precision(pretrained):
+    img = torch.randn(2, 3, 32, 32).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = pretrained(img)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = pretrained(img)
+    assert out.dtype == torch.float32 and (out - expected).std() < 0.05 * expected.std()  # eight bits, fifty convolutions
+
+
+def test_every_free_weight_on_a_trunk_gets_a_gradient_and_the_first_blocks_none(pretrained):
+    free = [p for p in pretrained.parameters() if p.requires_grad]
+    pretrained(torch.randn(2, 3, 32, 32)).square().mean().backward()
+    reached = [p for p in free if p.grad is not None and p.grad.abs().sum() > 0]
+    assert all(p.grad is None for p in pretrained.parameters() if not p.requires_grad)
+    unused = sum(
+        p.grad is None for p in free
+    )  # none: the coarsest level takes the trunk's map of 8 px, and what comes after it rests
+    assert len(reached) + unused == len(free)
+
+
+def test_the_images_own_pixels_count_on_a_trunk(pretrained):
+    """A pattern that enlarging blurs still changes the answer."""
+    img = torch.zeros(1, 3, 32, 32)
+    img[:, :, ::2] = 0.5
+    with torch.no_grad():
+        assert (pretrained(img) - pretrained(img.roll(1, 2))).abs().max() > 1e-3

@@ -147,7 +147,8 @@ def test_damaged_answers_of_the_teacher_are_asked_for_again(teacher, small_confi
         ({"labeled": ["unlabeled.txt"]}, "has no mask"),
         ({"overrides": ["gan.kimg=3"]}, "--set gan.kimg=3: a student takes this from its teacher"),
         ({"overrides": ["student.kimh=3"]}, "no field 'kimh' in student"),
-        ({"overrides": ["student.widths=[8, 8, 8, 8, 8, 8]"]}, "student.widths: got 6 levels, expected 1 to 5"),
+        ({"overrides": ["student.widths=[8, 8, 8, 8, 8, 8]"]}, "student.widths: got 6 levels, expected 2 to 3"),
+        ({"overrides": ["student.trunk=none", "student.widths=[8, 8, 8, 8, 8, 8]"]}, "got 6 levels, expected 1 to 5"),
         ({"overrides": ["student.labeled=0", "student.samples=0", "student.pseudo=0"]}, "expected one above 0"),
     ],
 )

@@ -10,6 +10,7 @@ from semanticgan.config import ModelConfig
 from semanticgan.data.synthetic import LABELS
 from semanticgan.labels import IGNORE_INDEX
 from semanticgan.model import SemanticGAN, build_networks
+from semanticgan.nn.backbone import EfficientNetLite0
 from semanticgan.training.checkpoint import save_stage
 from semanticgan.training.gan import new_gan_state
 from semanticgan.training.run import Run
@@ -23,8 +24,9 @@ from semanticgan.training.student import (
     teacher_labels,
     train_student,
 )
+from semanticgan.training.supervised import descend
 
-WIDTHS = "student.widths=[8, 16]"
+PLAIN = ("student.trunk=none", "student.widths=[8, 16]")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def make(small_config, small_data, teacher):
     """A trainer with a student of its own."""
 
     def make(*overrides, taught=True, critics=None):
-        config = small_config("student.batch=12", "student.ema_half_life_kimg=0.05", WIDTHS, *overrides)
+        config = small_config("student.batch=12", "student.ema_half_life_kimg=0.05", *PLAIN, *overrides)
         data = small_data[0]
         labels = np.zeros(data.images.shape[:3], np.uint8) if taught else None
         state = new_student_state(config, 4, 3, "cpu")
@@ -199,3 +201,17 @@ def test_a_run_keeps_its_best_and_says_how_far_it_is(make, small_data, tmp_path)
     assert names[0] == "student-000000024.pt" and names[-1] == "student-best.pt"
     assert list((tmp_path / "samples").iterdir())
     assert trainer.state.best > 0 and math.isfinite(trainer.state.best)
+
+
+def test_a_pretrained_way_down_starts_from_imagenet_and_learns_more_slowly(small_config):
+    config = small_config("student.widths=[8, 16]", "student.trunk_lr=0.25")
+    state = new_student_state(config, 4, 3, "cpu")
+    published = EfficientNetLite0().load_imagenet().state_dict()
+    assert all(torch.equal(value, published[name]) for name, value in state.S.trunk.state_dict().items())
+    fast, slow = state.opt.param_groups
+    ids = {id(p) for p in state.S.trunk.parameters() if p.requires_grad}
+    assert {id(p) for p in slow["params"]} == ids and not ids & {id(p) for p in fast["params"]}
+    descend(state.S, state.opt, state.S(torch.randn(2, 3, 16, 16)).square().mean(), 1e-3)
+    assert [group["lr"] for group in state.opt.param_groups] == [1e-3, 2.5e-4]
+    moved = [not torch.equal(value, published[name]) for name, value in state.S.trunk.state_dict().items()]
+    assert any(moved) and not all(moved)  # its first blocks keep their weights

@@ -34,6 +34,8 @@ _STAGES = [
     (3, 1, 6, 320, 1),
 ]
 _TAPS = (0, 2, 4, 10, 15)  # the last blocks at strides 2, 4, 8, 16 and 32
+FROZEN = 5  # first blocks that keep their weights: all that see more than 8x8 pixels at 128 px
+LEAST_SIDE = 128  # smaller images are enlarged to it: the trunk halves the side five times
 _EPS = 1e-3  # of the batch norms that were folded into the convolutions
 
 # The public source; both hashes are checked before a byte is used.

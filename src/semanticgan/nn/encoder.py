@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from semanticgan.nn.backbone import EfficientNetLite0
-
-FROZEN = 5  # first blocks of the pretrained trunk that keep their weights: all that see more than 8x8 pixels at 128 px
+from semanticgan.nn.backbone import FROZEN, LEAST_SIDE, EfficientNetLite0
 
 
 class ResidualBlock(nn.Module):
@@ -119,7 +117,7 @@ class Encoder(nn.Module):
             self.trunk, self.side = ResidualTrunk(img_channels, widths), resolution
             places = [(widths[-1], 64, 4)]
         else:  # made for larger images: at 128 px its last map has 4x4 pixels
-            self.trunk, self.side = EfficientNetLite0(FROZEN), max(resolution, 128)
+            self.trunk, self.side = EfficientNetLite0(FROZEN), max(resolution, LEAST_SIDE)
             places = [(self.trunk.channels[-1], 64, 4), (self.trunk.channels[-2], 24, 8)]
         self.narrow = nn.ModuleList(nn.Conv2d(channels, few, 1) for channels, few, _ in places)
         self.sides = [side for _, _, side in places]

@@ -20,7 +20,7 @@ from semanticgan.evaluation import MARGIN, Choice, choose, evaluate
 from semanticgan.files import replacing
 from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN
-from semanticgan.nn.unet import UNet
+from semanticgan.nn.unet import PretrainedUNet, UNet
 from semanticgan.predict import Found
 from semanticgan.training.export import card, summary, versions
 from semanticgan.training.run import Interrupted, Run, duration, left_tidy, require_new_folder, write_text
@@ -96,7 +96,7 @@ def student_config(teacher: SemanticGAN, overrides: list[str], seed: int | None)
             raise UserError(f"--set {text}: a student takes this from its teacher; expected a setting of {', '.join(SECTIONS)}")
     config, theirs = build_config("cpu64", overrides, seed), teacher.config
     try:
-        require_levels_fit(theirs.data, config.student.widths)
+        require_levels_fit(theirs.data, config.student.widths, config.student.trunk)
     except ValueError as error:
         raise UserError(f"student.{error}") from None
     open_ones = {name: getattr(theirs, name) for name in ("one_object", "convex") if getattr(config.predict, name) is None}
@@ -137,7 +137,9 @@ def run_student(plan: Plan, teacher: SemanticGAN, name: str, run: Run) -> None:
         taught = ask_teacher(teacher, data.images, config, run)
         how.append("The teacher's label maps of the unlabelled images were a source.")
         if config.networks.encoder_trunk != "residual":
-            how.append("Its encoder's trunk began with weights trained on ImageNet.")
+            how.append("The teacher's encoder began with weights trained on ImageNet.")
+    if config.student.trunk != "none":
+        how.append("The U-Net's way down began with weights trained on ImageNet.")
     restore(run, "student", state)
     samples = Samples(teacher.G, critics, config.student.drop)
     trainer = StudentTrainer(config, plan.labels, data, samples, taught, state, device)
@@ -175,18 +177,22 @@ def ask_teacher(teacher: SemanticGAN, images: np.ndarray, config: Config, run: R
     return labels
 
 
-def export_student(plan: Plan, teacher: str, S: UNet, lengths: dict[str, float], how: list[str], run: Run) -> None:
+def export_student(
+    plan: Plan, teacher: str, S: UNet | PretrainedUNet, lengths: dict[str, float], how: list[str], run: Run
+) -> None:
     """Choose views, zoom and temperature on the validation images, and write `model/` and `validation.json`."""
     config, sources = plan.config, plan.sources
     described = ModelConfig(
         kind="student",
         labels=plan.labels,
         data=config.data,
+        trunk=config.student.trunk,
         widths=S.widths,
         teacher=teacher,
         views=False,
         one_object=bool(config.predict.one_object),
         convex=bool(config.predict.convex),
+        contrast=config.predict.contrast or 1.0,
         versions=versions(),
     )
     model, scores = SemanticGAN(described, None, S=S, device=plan.device), {}

@@ -20,7 +20,7 @@ from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.model import SemanticGAN
 from semanticgan.nn.discriminators import ImageDiscriminator, MultiScaleDiscriminator
 from semanticgan.nn.generator import Generator
-from semanticgan.nn.unet import UNet
+from semanticgan.nn.unet import PretrainedUNet, UNet
 from semanticgan.training.checkpoint import State, load_checkpoint, save_checkpoint, stage_checkpoints
 from semanticgan.training.encoder import ValidationData
 from semanticgan.training.gan import TrainingData
@@ -115,9 +115,16 @@ def teacher_labels(
 
 def new_student_state(config: Config, num_classes: int, channels: int, device: str) -> State:
     """S with fresh weights from the seed, its average and its optimiser."""
-    S = new_unet(channels, num_classes, config.student.widths, config.run.seed).to(device, memory_format=torch.channels_last)
+    student, resolution = config.student, config.data.resolution
+    S = new_unet(channels, num_classes, student.widths, config.run.seed, student.trunk, resolution)
+    S.to(device, memory_format=torch.channels_last)
     S_ema = copy.deepcopy(S).eval().requires_grad_(False)
-    opt = torch.optim.AdamW(S.parameters(), config.student.lr, weight_decay=config.student.weight_decay, foreach=True)
+    pretrained = {id(p) for p in S.trunk.parameters()} if isinstance(S, PretrainedUNet) else set()
+    groups = [
+        {"params": [p for p in S.parameters() if p.requires_grad and (id(p) in pretrained) == slow], "share": share}
+        for slow, share in ((False, 1.0), (True, student.trunk_lr))
+    ]  # fmt: skip
+    opt = torch.optim.AdamW([g for g in groups if g["params"]], student.lr, weight_decay=student.weight_decay, foreach=True)
     return State({"S": S, "S_ema": S_ema, "opt": opt}, {"nimg": 0, "seconds": 0.0, "best": -1.0})
 
 
@@ -215,7 +222,7 @@ class StudentTrainer:
         return grid([np.concatenate([to_rgb(i), m]) for i, m in zip(images, maps, strict=True)], columns=8)
 
 
-def load_best(run: Run, S: UNet) -> float:
+def load_best(run: Run, S: UNet | PretrainedUNet) -> float:
     """The weights that scored best on validation, into S; returns after how many kimg they did."""
     best = load_checkpoint(run.folder / "checkpoints" / "student-best.pt")
     S.load_state_dict(best["S"])

@@ -18,7 +18,7 @@ from semanticgan.ema import ema_decay, update_ema
 from semanticgan.labels import IGNORE_INDEX
 from semanticgan.losses import cross_entropy, dice_loss
 from semanticgan.metrics.segmentation import confusion, iou
-from semanticgan.nn.unet import UNet
+from semanticgan.nn.unet import PretrainedUNet, UNet, build_unet
 
 WARMUP = 20  # steps in which the learning rate rises
 
@@ -75,11 +75,16 @@ def train_unet(
     return net_ema
 
 
-def new_unet(channels: int, num_classes: int, widths: tuple[int, ...], seed: int) -> UNet:
-    """Fresh weights from the seed; leaves the global random state alone."""
+def new_unet(
+    channels: int, num_classes: int, widths: tuple[int, ...], seed: int, trunk: str = "none", resolution: int = 0
+) -> UNet | PretrainedUNet:
+    """Fresh weights from the seed, ImageNet's in a pretrained trunk; leaves the global random state alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return UNet(channels, num_classes, widths)
+        net = build_unet(trunk, channels, num_classes, widths, resolution)
+    if isinstance(net, PretrainedUNet):
+        net.trunk.load_imagenet()
+    return net
 
 
 def learning_rate(lr: float, step: int, progress: float) -> float:
@@ -95,7 +100,7 @@ def mask_loss(seg_logits: Float[Tensor, "n k h w"], label: Int[Tensor, "n h w"])
 def descend(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, grad_clip: float = math.inf) -> Tensor:
     """One step of the optimiser; returns the gradient's norm before it was clipped to `grad_clip`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("share", 1.0)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(net.parameters(), grad_clip)
