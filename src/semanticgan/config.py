@@ -191,10 +191,15 @@ def require_sizes_fit(data: DataConfig, networks: NetworkConfig) -> None:
         )
 
 
+def levels(data: DataConfig, trunk: str) -> tuple[int, int]:
+    """How many a U-Net has at least and at most: its last one a pixel, or a pretrained trunk's last map."""
+    last = max(data.resolution, 128) // 32  # side of that map: the trunk halves five times
+    return (1, data.resolution.bit_length()) if trunk == "none" else (2, (data.resolution // last).bit_length())
+
+
 def require_levels_fit(data: DataConfig, widths: tuple[int, ...], trunk: str) -> None:
-    """Raises ValueError unless a U-Net has a level or more, and its last one a pixel; a pretrained one 2 to its trunk's."""
-    last = max(data.resolution, 128) // 32  # side of a pretrained trunk's last map: it halves five times
-    least, most = (1, data.resolution.bit_length()) if trunk == "none" else (2, (data.resolution // last).bit_length())
+    """Raises ValueError unless a U-Net can have so many levels."""
+    least, most = levels(data, trunk)
     if not least <= len(widths) <= most:
         raise ValueError(f"widths: got {len(widths)} levels, expected {least} to {most} for data.resolution {data.resolution}")
 

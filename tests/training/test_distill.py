@@ -63,6 +63,12 @@ def test_one_object_is_the_teachers_unless_said(teacher, setting, expected):
     assert module.student_config(source, overrides, None).predict.one_object is expected
 
 
+@pytest.mark.parametrize(("trunk", "expected"), [("none", 5), ("efficientnet-lite0", 3)])
+def test_the_usual_widths_are_as_many_as_fit(teacher, trunk, expected):
+    config = module.student_config(SemanticGAN.load(teacher), [f"student.trunk={trunk}"], None)  # at 16 px
+    assert config.student.widths == (24, 32, 64, 96, 128)[:expected]
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 

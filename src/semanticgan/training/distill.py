@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from semanticgan.config import STUDENT, Config, ModelConfig, build_config, parse_override, require_levels_fit
+from semanticgan.config import STUDENT, Config, ModelConfig, build_config, levels, parse_override, require_levels_fit
 from semanticgan.data.dataset import decide_labels
 from semanticgan.data.sources import find_sources, mask_path
 from semanticgan.errors import UserError
@@ -95,8 +95,11 @@ def student_config(teacher: SemanticGAN, overrides: list[str], seed: int | None)
         if section not in SECTIONS:
             raise UserError(f"--set {text}: a student takes this from its teacher; expected a setting of {', '.join(SECTIONS)}")
     config, theirs = build_config("cpu64", overrides, seed), teacher.config
+    student = config.student
+    if "widths" not in student.model_fields_set:  # the usual ones, as many as there can be
+        student = student.model_copy(update={"widths": student.widths[: levels(theirs.data, student.trunk)[1]]})
     try:
-        require_levels_fit(theirs.data, config.student.widths, config.student.trunk)
+        require_levels_fit(theirs.data, student.widths, student.trunk)
     except ValueError as error:
         raise UserError(f"student.{error}") from None
     open_ones = {name: getattr(theirs, name) for name in ("one_object", "convex") if getattr(config.predict, name) is None}
@@ -104,6 +107,7 @@ def student_config(teacher: SemanticGAN, overrides: list[str], seed: int | None)
     return config.model_copy(
         update={
             "preset": STUDENT,
+            "student": student,
             "data": theirs.data,
             "networks": theirs.networks,
             "inversion": theirs.inversion,
