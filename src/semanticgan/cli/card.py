@@ -86,7 +86,7 @@ def _defaults(config: ModelConfig) -> str:
     start = "the U-Net" if config.kind == "student" else start
     parts = [f"{start}, then {config.steps} steps of inversion" if config.steps else start]
     if config.views and config.data.symmetry != "none":
-        parts.append("average over views")
+        parts.append("average over views" + (f" of {config.contrast:g} times the contrast" if config.contrast != 1 else ""))
     if config.zoom:
         parts.append("second pass on a crop")
     if config.one_object:

@@ -35,7 +35,7 @@ def export_model(
     command: str,
     lengths: dict[str, float],  # kimg of the stages and hours, for the card
 ) -> dict[str, Any]:
-    """Choose steps, zoom and temperature on the validation images, and write `model/` with the scores that came out.
+    """Choose steps, contrast, zoom and temperature on the validation images, and write `model/` with the scores that came out.
 
     Processes share the images; rank 0 writes.
     Returns the validation scores, in the form of `evaluate --json`, which also stand in `validation.json`.
@@ -50,7 +50,7 @@ def export_model(
     scores: dict[str, Any] = {}
     shared = run.world.shared
     if sources.val:
-        run.log(f"choosing steps, zoom and temperature on {len(sources.val)} validation images")
+        run.log(f"choosing steps, contrast, zoom and temperature on {len(sources.val)} validation images")
         contrast, scores_of_views = views_contrast(model, config, sources, shared)
         choice = choose_settings(model.configured(contrast=contrast), config, sources, shared)
         for name, value in (scores_of_views | choice.scores).items():
@@ -119,10 +119,11 @@ def card(
     zoom = ", second pass on a crop" if config.zoom else ""
     zoom += f", one {'convex ' if config.convex else ''}object" if config.one_object else ""
     views = {"none": "one view", "flip": "two views", "all": "eight views"}[config.data.symmetry if config.views else "none"]
+    views += f" of {config.contrast:g} times the contrast" if config.contrast != 1 else ""
     imagenet = config.kind != "student" and config.networks.encoder_trunk != "residual"  # a student's `how` says it
     how = [*how, *(["The encoder's trunk began with weights trained on ImageNet."] if imagenet else [])]
     student = config.kind == "student"
-    steps, chosen = ("", "views, zoom") if student else (f"{config.steps} inversion steps, ", "steps, zoom")
+    steps, chosen = ("", "views, zoom") if student else (f"{config.steps} inversion steps, ", "steps, contrast, zoom")
     what = f"Segments images into: {classes}."
     what += f" A U-Net, student of `{config.teacher}`; its `reconstruction` and `distance` are None." if student else ""
     unlike = (
