@@ -10,7 +10,6 @@ import shlex
 import shutil
 import sys
 import time
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from semanticgan.config import DataConfig
 from semanticgan.data.pack import pack
 from semanticgan.data.pieces import are_convex, have_one_object
 from semanticgan.errors import UserError
-from semanticgan.evaluation import choose_contrast
 from semanticgan.labels import LabelSpec
 from semanticgan.predict import NetworkPredictor, predict
 
@@ -125,18 +123,12 @@ def train_baseline(cell: Cell, args: argparse.Namespace, settings: dict[str, flo
     shape = {"one_object": have_one_object(data.labels)}  # for all methods alike: `train` reads it off the masks too
     shape["convex"] = shape["one_object"] and are_convex(data.labels)
 
-    def find(stream: Any, views: bool, zoom: bool, contrast: float = 1.0) -> Any:
-        options = {"resolution": args.resolution, "symmetry": task.symmetry if views else "none", "contrast": contrast, **shape}
-        return predict(NetworkPredictor(net), stream, zoom=zoom, **options)
+    def find(stream: Any, views: bool, zoom: bool) -> Any:
+        symmetry = task.symmetry if views else "none"
+        return predict(NetworkPredictor(net), stream, resolution=args.resolution, symmetry=symmetry, zoom=zoom, **shape)
 
-    labels, known = LabelSpec.from_file(root / "classes.json"), images_of(task, "val", root)
-    contrast, _ = choose_contrast(lambda stream, c: find(stream, True, True, c), root, known, labels, task.channels)
-    kept = {"kimg": kimg, **dataclasses.asdict(method.s), "contrast_chosen": contrast}
-    return partial(find, contrast=contrast), {
-        "settings": kept,
-        "seconds": {"training": round(seconds, 1)},
-        "imagenet": METHODS[cell.method].imagenet,
-    }
+    kept = {"kimg": kimg, **dataclasses.asdict(method.s)}
+    return find, {"settings": kept, "seconds": {"training": round(seconds, 1)}, "imagenet": METHODS[cell.method].imagenet}
 
 
 def train_ours(cell: Cell, args: argparse.Namespace) -> tuple[Answers, dict[str, Any]]:
@@ -146,11 +138,7 @@ def train_ours(cell: Cell, args: argparse.Namespace) -> tuple[Answers, dict[str,
     ours = Ours(cell, args.data / cell.task, args.work, preset)
     ours.train()
     config = ours.model.config
-    settings = {
-        "steps": config.steps if cell.method == "semanticgan" else 0,
-        "zoom_chosen": config.zoom,
-        "contrast_chosen": config.contrast,
-    }
+    settings = {"steps": config.steps if cell.method == "semanticgan" else 0, "zoom_chosen": config.zoom}
     return ours.find, {"settings": settings, "seconds": ours.seconds, "imagenet": ours.imagenet, "commands": ours.commands}
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from semanticgan.errors import UserError
-from semanticgan.evaluation import choose, choose_contrast, evaluate, fit_temperature, to_csv
+from semanticgan.evaluation import choose, evaluate, fit_temperature, to_csv
 from semanticgan.labels import LabelSpec
 from semanticgan.predict import Found
 
@@ -160,24 +160,6 @@ def finder(wrong, asked=None):
             yield answer(label(k, steps, False), 2, distance=k / 11, crop=crop)
 
     return find
-
-
-@pytest.mark.parametrize(
-    ("wrong", "expected"),
-    [
-        (lambda k, contrast: 2 - (contrast > 1), 1.4),
-        (lambda k, contrast: 1, 1.0),  # a tie
-        (lambda k, contrast: 1 + (contrast > 1), 1.0),
-        (lambda k, contrast: 1 - (contrast > 1 and k == 0), 1.0),  # one image of twelve: within the standard error
-    ],
-)
-def test_contrast_is_raised_where_it_clearly_helps(lesions, wrong, expected):
-    def find(images, contrast):
-        return finder(lambda k, *_: wrong(k, contrast))(images, 0, False)
-
-    chosen, scores = choose_contrast(find, *lesions, BINARY, 3)
-    assert chosen == expected and list(scores) == ["contrast 1", "contrast 1.4"]
-    assert (scores["contrast 1.4"] > scores["contrast 1"]) == (wrong(0, 1.4) < wrong(0, 1.0))
 
 
 def test_fewer_steps_win_a_tie(lesions):

@@ -141,8 +141,11 @@ class InversionConfig(Section):
 
 class PredictConfig(Section):
     views: bool = Field(True, description="average over the symmetries that the data allow")
-    contrast: float | None = Field(
-        None, ge=1, le=4, description="of the views, relative to the image's; unset: 1, or 1.4 where validation says it is better"
+    contrast: float = Field(
+        1,
+        ge=1,
+        le=4,
+        description="of the views, relative to the image's; 1.4 finds fainter objects, but is less sturdy elsewhere",
     )
     zoom: bool | None = Field(None, description="second pass on a crop round the first mask; unset: by validation")
     steps: int | None = Field(None, ge=0, description="inversion steps; unset: by validation")

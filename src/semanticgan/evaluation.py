@@ -140,7 +140,6 @@ def _or_none(value: Any) -> float | None:
 
 # ---------------------------------------------------------------- what validation images choose
 
-CONTRAST = 1.4  # of the views, where faint objects are missed without; see "Tried" in docs/numerics.md
 ZOOM_COST = 0.015  # mean IoU that zoom may cost: it gains several times as much where things are smaller than in training
 MARGIN = 0.005  # a mean IoU that is better by less is a tie; so is one within its standard error
 PIXELS = 1_000_000  # of all validation images together, for the temperature
@@ -199,26 +198,6 @@ def choose(
     distances = [found.distance for found in best.found if found.distance is not None]
     quantiles = np.quantile(distances, np.linspace(0, 1, 21)).tolist() if distances else []
     return Choice(best.steps, zoom, best.temperature(), tuple(quantiles), scores)
-
-
-def choose_contrast(
-    find: Callable[[Iterable[np.ndarray], float], Iterator[Found]],  # images, contrast of the views -> answers
-    root: Path,
-    images: Sequence[str],
-    labels: LabelSpec,
-    channels: int,
-    share: Share = _alone,
-) -> tuple[float, dict[str, float]]:
-    """CONTRAST if it gains more foreground IoU than MARGIN and than the gain's standard error, else 1; and both scores."""
-    trials = {
-        contrast: _trial(
-            lambda imgs, *_, contrast=contrast: find(imgs, contrast), root, images, labels, channels, 0, False, share
-        )
-        for contrast in (1.0, CONTRAST)
-    }
-    plain, raised = (trial.foreground_iou for trial in trials.values())
-    chosen = CONTRAST if _clearly_better(raised - plain) else 1.0
-    return chosen, {f"contrast {contrast:g}": _mean(trial.foreground_iou) for contrast, trial in trials.items()}
 
 
 @dataclass(frozen=True)

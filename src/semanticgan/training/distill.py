@@ -196,7 +196,7 @@ def export_student(
         views=False,
         one_object=bool(config.predict.one_object),
         convex=bool(config.predict.convex),
-        contrast=config.predict.contrast or 1.0,
+        contrast=config.predict.contrast,
         versions=versions(),
     )
     model, scores = SemanticGAN(described, None, S=S, device=plan.device), {}

@@ -13,7 +13,7 @@ import yaml
 from semanticgan import __version__
 from semanticgan.config import Config, ModelConfig
 from semanticgan.data.sources import Sources
-from semanticgan.evaluation import Choice, Share, choose, choose_contrast, evaluate
+from semanticgan.evaluation import Choice, Share, choose, evaluate
 from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN
 from semanticgan.nn.encoder import Encoder
@@ -35,7 +35,7 @@ def export_model(
     command: str,
     lengths: dict[str, float],  # kimg of the stages and hours, for the card
 ) -> dict[str, Any]:
-    """Choose steps, contrast, zoom and temperature on the validation images, and write `model/` with the scores that came out.
+    """Choose steps, zoom and temperature on the validation images, and write `model/` with the scores that came out.
 
     Processes share the images; rank 0 writes.
     Returns the validation scores, in the form of `evaluate --json`, which also stand in `validation.json`.
@@ -43,24 +43,19 @@ def export_model(
     chosen = ModelConfig(
         labels=labels, data=config.data, networks=config.networks, inversion=config.inversion,
         views=config.predict.views, steps=config.predict.steps or 0, zoom=bool(config.predict.zoom),
-        one_object=bool(config.predict.one_object), convex=bool(config.predict.convex),
+        one_object=bool(config.predict.one_object), convex=bool(config.predict.convex), contrast=config.predict.contrast,
         versions=versions(),
     )  # fmt: skip
     model = SemanticGAN(chosen, G, E, device)
     scores: dict[str, Any] = {}
     shared = run.world.shared
     if sources.val:
-        run.log(f"choosing steps, contrast, zoom and temperature on {len(sources.val)} validation images")
-        contrast, scores_of_views = views_contrast(model, config, sources, shared)
-        choice = choose_settings(model.configured(contrast=contrast), config, sources, shared)
-        for name, value in (scores_of_views | choice.scores).items():
+        run.log(f"choosing steps, zoom and temperature on {len(sources.val)} validation images")
+        choice = choose_settings(model, config, sources, shared)
+        for name, value in choice.scores.items():
             run.log(f"validation IoU: {name}: {value:.4f}")
         model = model.configured(
-            steps=choice.steps,
-            zoom=choice.zoom,
-            contrast=contrast,
-            temperature=choice.temperature,
-            distance_quantiles=choice.distance_quantiles,
+            steps=choice.steps, zoom=choice.zoom, temperature=choice.temperature, distance_quantiles=choice.distance_quantiles
         )
         scores = evaluate(model.find, sources.root, sources.val, labels, config.data.channels or 3, share=shared)
         run.log(summary(scores))
@@ -76,17 +71,6 @@ def export_model(
 
 def versions() -> dict[str, str]:
     return {"semanticgan": __version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def views_contrast(model: SemanticGAN, config: Config, sources: Sources, share: Share) -> tuple[float, dict[str, float]]:
-    """What `semanticgan.evaluation.choose_contrast` says, with a second look if it is allowed, unless the config fixes it."""
-    if config.predict.contrast is not None or not config.predict.views or config.data.symmetry == "none":
-        return config.predict.contrast or 1.0, {}
-
-    def find(images: Iterable[np.ndarray], contrast: float) -> Iterator[Found]:
-        return model.configured(contrast=contrast).find(images, config.predict.steps or 0, zoom=config.predict.zoom is not False)
-
-    return choose_contrast(find, sources.root, sources.val, model.labels, config.data.channels or 3, share)
 
 
 def choose_settings(model: SemanticGAN, config: Config, sources: Sources, share: Share) -> Choice:
@@ -123,7 +107,7 @@ def card(
     imagenet = config.kind != "student" and config.networks.encoder_trunk != "residual"  # a student's `how` says it
     how = [*how, *(["The encoder's trunk began with weights trained on ImageNet."] if imagenet else [])]
     student = config.kind == "student"
-    steps, chosen = ("", "views, zoom") if student else (f"{config.steps} inversion steps, ", "steps, contrast, zoom")
+    steps, chosen = ("", "views, zoom") if student else (f"{config.steps} inversion steps, ", "steps, zoom")
     what = f"Segments images into: {classes}."
     what += f" A U-Net, student of `{config.teacher}`; its `reconstruction` and `distance` are None." if student else ""
     unlike = (
