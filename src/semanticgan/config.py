@@ -104,9 +104,9 @@ class EncoderConfig(Section):
 class StudentConfig(Section):
     kimg: float = Field(100, gt=0, description="length of the training in thousands of images, of all sources together")
     batch: int = Field(48, ge=3, description="shared evenly by the sources whose weight is not 0")
-    trunk: Trunk = Field("efficientnet-lite0", description="the U-Net's way down: pretrained on ImageNet, or its own")
+    trunk: Trunk = Field("none", description="the U-Net's way down: its own, or pretrained on ImageNet (better, slower)")
     widths: tuple[Width, ...] = Field(
-        (24, 32, 64, 96, 128), min_length=1, description="channels of the U-Net by level, full resolution first"
+        (32, 64, 128, 192, 256), min_length=1, description="channels of the U-Net by level, full resolution first"
     )
     lr: float = Field(1e-3, gt=0)
     trunk_lr: float = Field(0.3, ge=0, description="of the pretrained trunk, relative to lr")
