@@ -30,6 +30,7 @@ from semanticgan.data.pack import pack
 from semanticgan.data.pieces import are_convex, have_one_object
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
+from semanticgan.precision import resolved
 from semanticgan.predict import NetworkPredictor, predict
 
 CLASSES = {
@@ -161,7 +162,8 @@ def run_cell(cell: Cell, args: argparse.Namespace) -> None:
 def circumstances() -> dict[str, Any]:
     versions = {"semanticgan": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return {
-        "git": revision(), "machine": cpu_name(), "threads": torch.get_num_threads(), "versions": versions,
+        "git": revision(), "machine": cpu_name(), "threads": torch.get_num_threads(), "precision": resolved("auto", "cpu"),
+         "versions": versions,
         "date": datetime.date.today().isoformat(),
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ from semanticgan.data.transforms import to_float
 from semanticgan.inversion import in_fixed_batches, invert, whitening
 from semanticgan.labels import LabelSpec
 from semanticgan.nn.perceptual import LPIPS
+from semanticgan.precision import autocast, resolved
 from semanticgan.predict import GeneratorPredictor
 from semanticgan.training.encoder import EncoderTrainer, new_encoder_state
 from semanticgan.training.gan import GanTrainer, TrainingData, new_gan_state
@@ -234,7 +235,7 @@ class TestTime:
         predictor = GeneratorPredictor(self.G, self.E, None, self.inversion)
         with part("encoder alone"):
             predictor(self.img, refine=False)
-        with part("E alone"), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with part("E alone"), torch.no_grad(), autocast("cpu"):
             in_fixed_batches(self.E, self.img)
 
     def plain_predict(self, part: Part) -> None:
@@ -286,7 +287,7 @@ def preset_results(bench: Bench, parts: list[str]) -> dict[str, Any]:
     limit = better_limits(before, convolution_limits(bench.config))
     for name, (ours, n, other, m) in rows.items():
         stage: dict[str, Any] = {"ours": figures(ours, n)}
-        rate = limit[f"convolution_bf16_{'forward' if name in NO_BACKWARD else 'forward_backward'}"]
+        rate = limit[f"convolution_{resolved('auto', 'cpu')}_{'forward' if name in NO_BACKWARD else 'forward_backward'}"]
         stage["ours"]["share_of_limit"] = operations(ours.calls) / ours.seconds / 1e9 / rate
         stage["ours"]["share_alone"] = alone.seconds(ours.calls) / ours.seconds
         if other is not None:

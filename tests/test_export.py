@@ -98,7 +98,7 @@ def case(request, files):
     folder = files[request.param]
     model = SemanticGAN.load(folder)
     images = np.stack([draw_scene(seed, "a", 16)[0] for seed in range(max(BATCHES))])[..., : model.config.data.channels]
-    predictor = GeneratorPredictor(model.G, model.E, None, model.config.inversion, bf16=False)
+    predictor = GeneratorPredictor(model.G, model.E, None, model.config.inversion, precision="fp32")
     found = predict(predictor, images, resolution=16, temperature=model.config.temperature)
     label, probs = (np.stack(maps) for maps in list(zip(*(f.maps() for f in found), strict=True))[:2])
     img = to_float(torch.from_numpy(images)).contiguous()
@@ -153,7 +153,7 @@ def test_a_student_says_what_the_package_says(files, tmp_path):
     folder = files["student"]
     model = SemanticGAN.load(folder)
     images = np.stack([draw_scene(seed, "a", 16)[0] for seed in range(max(BATCHES))])
-    found = predict(NetworkPredictor(model.S, bf16=False), images, resolution=16, temperature=model.config.temperature)
+    found = predict(NetworkPredictor(model.S, precision="fp32"), images, resolution=16, temperature=model.config.temperature)
     expected = np.stack([f.maps()[1] for f in found])
     img = to_float(torch.from_numpy(images)).contiguous().numpy()
     np.save(tmp_path / "images.npy", img)
@@ -178,7 +178,7 @@ def test_the_page_works_as_written(files, tmp_path):
     assert all(name in said for name in LABELS.names)
     model = SemanticGAN.load(files["residual"])
     with Image.open(tmp_path / "photo.jpg") as photo:
-        predictor = GeneratorPredictor(model.G, model.E, None, model.config.inversion, bf16=False)
+        predictor = GeneratorPredictor(model.G, model.E, None, model.config.inversion, precision="fp32")
         (found,) = predict(predictor, [np.asarray(photo)], resolution=16, temperature=1.3)
     small = found.log_probs.argmax(0)
     shares = [float((small == k).float().mean()) for k in range(LABELS.num_classes)]

@@ -69,9 +69,9 @@ def test_in_fixed_batches_is_the_function_on_every_sample():
     assert set(sizes) == {fixed_batch(torch.device("cpu"))}
 
 
-@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("trunk", ["residual", "efficientnet-lite0"])
-def test_networks_give_each_sample_the_same_bits_in_any_company(G, lpips, bf16, trunk):
+def test_networks_give_each_sample_the_same_bits_in_any_company(G, lpips, precision, trunk):
     torch.manual_seed(0)
     block = G.synthesis.sides.index(RESOLUTION // 4)
     width = G.synthesis.blocks[block].conv1.weight.shape[0]
@@ -88,7 +88,7 @@ def test_networks_give_each_sample_the_same_bits_in_any_company(G, lpips, bf16, 
         out, seg_logits = G.synthesis(ws, "none", features)
         return ws, features, out, seg_logits, lpips(out, img)
 
-    with torch.no_grad(), inversion.autocast(img.device, bf16):
+    with torch.no_grad(), inversion.autocast(img.device, precision):
         whole = in_fixed_batches(everything, img)
         for order in (torch.randperm(11), torch.tensor([7]), torch.tensor([3, 3, 9])):
             for full, part in zip(whole, in_fixed_batches(everything, img[order]), strict=True):
@@ -100,13 +100,13 @@ def test_features_stay_as_they_are(G, lpips, problem, quick, rows):
     """Step 0 is G's picture with them; and whether the blocks that add them run once or at every step is all the same."""
     img, ws0 = problem
     features = torch.randn(len(img), 16, RESOLUTION // 4, RESOLUTION // 4) * 0.1
-    start = invert(G, lpips, img, ws0, InversionConfig(rows=rows), 0, features=[features], bf16=False)
+    start = invert(G, lpips, img, ws0, InversionConfig(rows=rows), 0, features=[features], precision="fp32")
     with torch.no_grad():
         out, seg_logits = G.synthesis(ws0, "none", features)
         assert not torch.allclose(out, G.synthesis(ws0, "none")[0], atol=1e-2)
     torch.testing.assert_close(start.img, out, atol=1e-4, rtol=1e-4)  # another order of summation
     torch.testing.assert_close(start.seg_logits, seg_logits, atol=1e-4, rtol=1e-4)
-    later = invert(G, lpips, img, ws0, InversionConfig(rows=rows), 4, features=[features], bf16=False)
+    later = invert(G, lpips, img, ws0, InversionConfig(rows=rows), 4, features=[features], precision="fp32")
     assert (later.loss <= start.loss).all() and (later.loss < start.loss).any()
 
 
@@ -128,8 +128,8 @@ def test_inversion_gives_each_image_the_same_bits_in_any_company(G, lpips, probl
 
 def test_loss_falls_and_the_label_map_belongs_to_the_code(G, lpips, problem, quick):
     img, ws0 = problem
-    start = invert(G, lpips, img, ws0, InversionConfig(), 0, bf16=False)
-    found = invert(G, lpips, img, ws0, InversionConfig(), 25, bf16=False)
+    start = invert(G, lpips, img, ws0, InversionConfig(), 0, precision="fp32")
+    found = invert(G, lpips, img, ws0, InversionConfig(), 25, precision="fp32")
     assert start.ws.equal(ws0) and start.steps_used.tolist() == [0] * 5
     assert (found.loss < 0.5 * start.loss).all()
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_loss_is_its_definition(G, lpips, problem):
         large, target = (torch.nn.functional.interpolate(x, size=(128, 128), mode="bilinear") for x in (out, img))
         expected = 2 * lpips(large, target) + 3 * (out - img).square().mean((1, 2, 3))
         expected += 0.5 * prior.whiten(ws0).square().mean((1, 2))
-    loss = invert(G, lpips, img, ws0, config, 0, prior, bf16=False).loss
+    loss = invert(G, lpips, img, ws0, config, 0, prior, precision="fp32").loss
     torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -169,7 +169,7 @@ def test_the_prior_keeps_codes_near_the_mapping_networks(G, lpips, problem, quic
 @pytest.mark.parametrize("rows", [(0, 3), (3, 5), (6, 8), (7, 8)])
 def test_only_the_chosen_rows_move_and_skipped_blocks_change_nothing(G, lpips, problem, rows, quick):
     img, ws0 = problem
-    found = invert(G, lpips, img, ws0, InversionConfig(rows=rows), 6, bf16=False)
+    found = invert(G, lpips, img, ws0, InversionConfig(rows=rows), 6, precision="fp32")
     moved = (found.ws != ws0).any(2).any(0)
     assert moved.tolist() == [rows[0] <= k < rows[1] for k in range(8)]
     with torch.no_grad():

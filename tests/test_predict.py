@@ -71,13 +71,13 @@ def same(a: Found, b: Found):
 
 
 @pytest.mark.parametrize("fit", ["squash", "pad"])
-@pytest.mark.parametrize("bf16", [True, False])
-def test_company_order_and_batch_change_no_bit_of_a_network(fit, bf16):
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_company_order_and_batch_change_no_bit_of_a_network(fit, precision):
     pictures, net = images(13), network()
     options = {"resolution": RESOLUTION, "fit": fit, "symmetry": "all", "zoom": True}
 
     def answers(indices, **more):
-        return list(predict(NetworkPredictor(net, bf16=bf16), (pictures[i] for i in indices), **options, **more))
+        return list(predict(NetworkPredictor(net, precision=precision), (pictures[i] for i in indices), **options, **more))
 
     whole = answers(range(13))
     order = np.random.default_rng(1).permutation(13)
@@ -127,7 +127,7 @@ def test_no_images():
 
 @pytest.mark.parametrize("contrast", [1.0, 1.4])
 def test_views_are_averaged_and_turned_back(contrast):
-    img, net = images(1)[0], NetworkPredictor(network(3), bf16=False)
+    img, net = images(1)[0], NetworkPredictor(network(3), precision="fp32")
     found = next(predict(net, [img], resolution=RESOLUTION, symmetry="all", contrast=contrast))
     x = with_contrast(to_float(torch.from_numpy(fit_image(img, RESOLUTION, "squash"))[None]), contrast)
     expected = torch.stack([unview(net(view(x, k)).probs, k) for k in range(8)]).mean(0)[0]
@@ -135,21 +135,21 @@ def test_views_are_averaged_and_turned_back(contrast):
 
 
 def test_a_turned_image_gets_a_turned_label_map():
-    img, net = images(1)[0][:32, :32], NetworkPredictor(network(), bf16=False)
+    img, net = images(1)[0][:32, :32], NetworkPredictor(network(), precision="fp32")
     turned = np.ascontiguousarray(np.rot90(img))
     a, b = (next(predict(net, [x], resolution=RESOLUTION, symmetry="all")) for x in (img, turned))
     np.testing.assert_allclose(np.rot90(a.maps()[1], axes=(1, 2)), b.maps()[1], atol=1e-5)
 
 
 def test_a_mirrored_image_gets_a_mirrored_label_map():
-    img, net = images(1)[0][:32, :32], NetworkPredictor(network(), bf16=False)
+    img, net = images(1)[0][:32, :32], NetworkPredictor(network(), precision="fp32")
     options = {"resolution": RESOLUTION, "symmetry": "flip", "contrast": 1.4}
     a, b = (next(predict(net, [x], **options)) for x in (img, img[:, ::-1].copy()))
     np.testing.assert_allclose(a.maps()[1][:, :, ::-1], b.maps()[1], atol=1e-5)
 
 
 def test_without_symmetries_the_image_is_seen_as_it_is():
-    img, net = images(1)[0], NetworkPredictor(network(), bf16=False)
+    img, net = images(1)[0], NetworkPredictor(network(), precision="fp32")
     found = next(predict(net, [img], resolution=RESOLUTION, symmetry="none"))
     plain = net(to_float(torch.from_numpy(fit_image(img, RESOLUTION, "squash"))[None])).probs[0]
     torch.testing.assert_close(found.log_probs.exp(), plain, atol=1e-6, rtol=1e-5)
@@ -313,7 +313,7 @@ def test_temperature_changes_confidence_and_no_label():
 def test_a_model_gives_reconstruction_and_distance(model):
     G, E, lpips = model
     img = images(1)[0]
-    found = next(predict(GeneratorPredictor(G, E, lpips, InversionConfig(), bf16=False), [img], resolution=RESOLUTION))
+    found = next(predict(GeneratorPredictor(G, E, lpips, InversionConfig(), precision="fp32"), [img], resolution=RESOLUTION))
     x = to_float(torch.from_numpy(fit_image(img, RESOLUTION, "squash"))[None])
     with torch.no_grad():
         ws, *features = E(x)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from baselines.batches import Batch
 from semanticgan.ema import ema_decay, update_ema
+from semanticgan.precision import autocast
 from semanticgan.training.supervised import mask_loss
 
 NewNetwork = Callable[[int], nn.Module]  # seed -> network with `features`, `decode` and `trunk`
@@ -33,7 +34,6 @@ class Settings:
     augment: float = 1.0  # the changes, see batches.Changes
     far: float = 0.5  # as our encoder; on draw 0 it costs nothing in one view, and with zoom gains .008
     texture: float = 0.0
-    bf16: bool = True
 
 
 def new_optimizer(net: nn.Module, s: Settings) -> torch.optim.Optimizer:
@@ -71,7 +71,7 @@ class Supervised:
         self.members: dict[str, Any] = {"net": self.net, "answer": self.answer, "optimizer": self.optimizer}
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.s.bf16)
+        return autocast("cpu")
 
     def update(self, batch: Batch, progress: float) -> dict[str, float]:
         img, label = batch.labeled

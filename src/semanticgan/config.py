@@ -11,6 +11,7 @@ from semanticgan.labels import LabelSpec
 
 Width = Annotated[int, Field(ge=1, le=8192)]
 Trunk = Literal["none", "efficientnet-lite0"]
+Precision = Literal["auto", "bf16", "fp32"]
 EncoderWidth = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 
 
@@ -161,7 +162,7 @@ class RunConfig(Section):
     tick_kimg: float = Field(2, gt=0, description="images between two lines of statistics, in thousands")
     checkpoint_minutes: float = Field(4, ge=0)
     gan_fraction: float = Field(0.55, gt=0, lt=1, description="share of --hours that the GAN stage gets")
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = Field("auto", description="bfloat16 or float32; auto: bfloat16 where the device has it")
 
 
 class Config(Section):

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from semanticgan.config import InversionConfig
+from semanticgan.config import InversionConfig, Precision
 from semanticgan.errors import UserError
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.perceptual import LPIPS
+from semanticgan.precision import autocast
 
 PERCEPTUAL_SIDE = 128  # pixels; LPIPS sees smaller images enlarged to it
 SETTLED = 1e-3  # a loss that falls by less than this share of itself has not fallen
@@ -31,11 +31,6 @@ def fixed_batch(device: torch.device) -> int:
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     return next((n for n in range(8, 33, 4) if n % threads == 0 or threads % n == 0), 1)
-
-
-def autocast(device: torch.device, bf16: bool) -> AbstractContextManager:
-    """bfloat16 inside if `bf16`, float32 otherwise, whatever holds outside."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def fixed_batches(index: Int[Tensor, " n"], size: int) -> Iterator[Int[Tensor, " size"]]:
@@ -211,7 +206,7 @@ def invert(
     prior: Whitening | None = None,  # of G; None: no prior
     *,
     features: Sequence[Float[Tensor, "n f h w"]] = (),  # E's offset to G's feature maps, if it gives one; it stays
-    bf16: bool = True,
+    precision: Precision = "auto",
     seed: int = 0,  # of the first noise maps, the same for every image
     watch: Callable[[int, Tensor, Tensor], None] | None = None,  # told step, best img and seg_logits so far; not to change them
 ) -> Inverted:
@@ -221,7 +216,7 @@ def invert(
     whatever its batch mates. G is neither changed nor given gradients. Raises UserError for rows that G does not have.
     """
     noise = [m.repeat(len(img), 1, 1, 1) for m in G.noise_maps(1, torch.Generator().manual_seed(seed))] if config.noise else []
-    with autocast(img.device, bf16):
+    with autocast(img.device, precision):
         objective = _Objective(G, lpips, img, ws0.float(), features, config)
         variables = [ws0[:, objective.rows].float().clone(), *noise]
         adam, search = _Adam(variables), _Search(len(img), img.device, config.patience)
@@ -231,7 +226,7 @@ def invert(
                 here = [v[index].requires_grad_() for v in variables]
                 with torch.enable_grad():
                     loss, out, seg_logits = objective(index, here, prior)
-                with autocast(img.device, False):  # the backward pass has its precisions from the forward one
+                with autocast(img.device, "fp32"):  # the backward pass has its precisions from the forward one
                     grads = torch.autograd.grad(loss, here, torch.ones_like(loss)) if step < steps else ()
                 search.record(index, step, loss.detach(), [out.detach(), seg_logits.detach(), *(v.detach() for v in here)])
                 for k, grad in enumerate(grads):

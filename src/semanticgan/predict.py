@@ -10,14 +10,15 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from semanticgan.config import InversionConfig
+from semanticgan.config import InversionConfig, Precision
 from semanticgan.data.pieces import with_one_object
 from semanticgan.data.transforms import fit_image, fitted_box, to_float, to_u8, unfit, unview, view, view_indices, with_contrast
 from semanticgan.errors import UserError
-from semanticgan.inversion import Whitening, autocast, in_fixed_batches, invert, whitening
+from semanticgan.inversion import Whitening, in_fixed_batches, invert, whitening
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.perceptual import LPIPS
+from semanticgan.precision import autocast
 
 Fit = Literal["squash", "pad"]
 Symmetry = Literal["none", "flip", "all"]
@@ -57,13 +58,13 @@ class NetworkPredictor:
     def __init__(
         self,
         net: Callable[[Tensor], Tensor],  # [N, C, R, R] -> [N, K, R, R], in evaluation mode
-        bf16: bool = True,
+        precision: Precision = "auto",
     ) -> None:
         self.net = net
-        self.bf16 = bf16
+        self.precision = precision
 
     def __call__(self, img: Float[Tensor, "n c r r"], refine: bool = True) -> Prediction:
-        with torch.no_grad(), autocast(img.device, self.bf16):
+        with torch.no_grad(), autocast(img.device, self.precision):
             return Prediction(in_fixed_batches(lambda img: self.net(img).float().softmax(1), img)[0])
 
 
@@ -81,14 +82,14 @@ class GeneratorPredictor:
         config: InversionConfig,
         steps: int = 0,
         prior: Whitening | None = None,  # of G; None: computed if needed
-        bf16: bool = True,
+        precision: Precision = "auto",
     ) -> None:
         if E is None and steps == 0:
             raise UserError("steps: got 0, but this model has no encoder; ask for steps of inversion, such as --steps 200")
         if lpips is None and steps > 0:
             raise ValueError("inversion needs lpips")
         self.G, self.E, self.lpips = G, E, lpips
-        self.config, self.steps, self.bf16 = config, steps, bf16
+        self.config, self.steps, self.precision = config, steps, precision
         self.prior = whitening(G) if prior is None and steps > 0 and config.prior > 0 else prior
 
     @property
@@ -97,14 +98,14 @@ class GeneratorPredictor:
 
     @torch.no_grad()
     def __call__(self, img: Float[Tensor, "n c r r"], refine: bool = True) -> Prediction:
-        with autocast(img.device, self.bf16):
+        with autocast(img.device, self.precision):
             if self.E is None:
                 ws, *features = [self.G.mapping.w_avg.expand(len(img), self.G.num_ws, -1)]
             else:
                 ws, *features = in_fixed_batches(self.E, img)
             if self.lpips is not None and self.steps > 0 and (refine or self.E is None):
                 found = invert(
-                    self.G, self.lpips, img, ws, self.config, self.steps, self.prior, features=features, bf16=self.bf16
+                    self.G, self.lpips, img, ws, self.config, self.steps, self.prior, features=features, precision=self.precision
                 )
                 out, seg_logits = found.img, found.seg_logits
             else:

@@ -14,8 +14,9 @@ from semanticgan.data.dataset import load_picture
 from semanticgan.data.sources import find_root, has_mask, list_images
 from semanticgan.data.transforms import fit_image, to_float, unview, view, view_indices
 from semanticgan.errors import UserError
-from semanticgan.inversion import autocast, in_fixed_batches
+from semanticgan.inversion import in_fixed_batches
 from semanticgan.model import SemanticGAN
+from semanticgan.precision import autocast
 from semanticgan.predict import reconstruction_distance
 
 BATCH = 8  # images looked at together; with eight views the networks see eight times as many
@@ -64,7 +65,7 @@ def _look(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n num_ws w_dim"]]:
     indices = view_indices(model.config.data.symmetry if views else "none")
     total, plain = torch.zeros(1, device=img.device), None
-    with autocast(img.device, True):
+    with autocast(img.device):
         for k in indices:
             ws, *features = in_fixed_batches(model.E, view(img, k))  # type: ignore[arg-type]
             out, seg_logits = in_fixed_batches(lambda ws, *rest: model.G.synthesis(ws, "none", *rest), ws, *features)

@@ -92,7 +92,7 @@ def test_the_labelled_images_are_the_same_for_every_method(batches):
 
 
 def test_supervised_training_learns(batches):
-    method = new_method(Supervised, bf16=False)
+    method = new_method(Supervised)
     first = method.update(batches.at(0), 0.0)["loss"]
     for step in range(1, 40):
         last = method.update(batches.at(4 * step), 0.0)["loss"]

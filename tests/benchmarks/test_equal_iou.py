@@ -26,7 +26,7 @@ def model(small_config, tmp_path, monkeypatch):
 
 def test_the_plain_design_inverts_image_by_image(model):
     img = torch.rand(2, 3, 32, 32) * 2 - 1
-    ours = GeneratorPredictor(model.G, model.E, None, model.config.inversion, bf16=False)(img).probs
+    ours = GeneratorPredictor(model.G, model.E, None, model.config.inversion, precision="fp32")(img).probs
     plain_model = equal_iou.PlainInversion(model, steps=0)
     assert torch.allclose(plain_model(img).probs, ours, atol=1e-4)
     plain_model.steps = 2

@@ -72,7 +72,7 @@ def test_inversion_finds_what_ours_finds(small_config):
     config = small_config("data.resolution=32", "networks.widths={4: 16, 8: 16, 16: 16, 32: 16}", "run.precision=fp32")
     G = new_gan_state(config, 4, 3, "cpu").G_ema
     img, ws0, lpips = torch.rand(1, 3, 32, 32) * 2 - 1, torch.randn(1, G.num_ws, G.w_dim), LPIPS()
-    found = invert(G, lpips, img, ws0, config.inversion, 2, None, bf16=False)
+    found = invert(G, lpips, img, ws0, config.inversion, 2, None, precision="fp32")
     theirs = plain.invert(plain.make_plain(copy.deepcopy(G)), plain.make_plain(lpips), img, ws0, config.inversion, 2, None)
     assert found.steps_used.tolist() == [2]  # ours returns the best step: here the last
     # Adam's first steps hang on the gradients' signs, and the least of those are rounding errors

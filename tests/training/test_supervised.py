@@ -9,7 +9,7 @@ from semanticgan.data.synthetic import draw_scene
 from semanticgan.training import supervised
 from semanticgan.training.supervised import mean_iou, train_unet
 
-SMALL = {"num_classes": 4, "batch": 8, "widths": (8, 16), "bf16": False}
+SMALL = {"num_classes": 4, "batch": 8, "widths": (8, 16), "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def tensors(images, labels):
 def test_it_learns(scenes):
     said = []
     net = train_unet(*scenes, **SMALL | {"widths": (16, 32, 32)}, steps=100, lr=3e-3, say=said.append)
-    assert mean_iou(net, *scenes[2:], 4, bf16=False) > 0.5  # about .1 untrained; .6 to .8 after so few steps, by the seed
+    assert mean_iou(net, *scenes[2:], 4, precision="fp32") > 0.5  # about .1 untrained; .6 to .8 after so few steps, by the seed
     assert not net.training and isinstance(net, nn.Module)
     assert len(said) == 20 and said[-1].startswith("U-Net step 100 of 100: loss ")
 

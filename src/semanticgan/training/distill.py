@@ -21,6 +21,7 @@ from semanticgan.files import replacing
 from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN
 from semanticgan.nn.unet import PretrainedUNet, UNet
+from semanticgan.precision import resolved
 from semanticgan.predict import Found
 from semanticgan.training.export import card, summary, versions
 from semanticgan.training.run import Interrupted, Run, duration, left_tidy, require_new_folder, write_text
@@ -147,7 +148,10 @@ def run_student(plan: Plan, teacher: SemanticGAN, name: str, run: Run) -> None:
     restore(run, "student", state)
     samples = Samples(teacher.G, critics, config.student.drop)
     trainer = StudentTrainer(config, plan.labels, data, samples, taught, state, device)
-    run.log(f"student: {len(data.labeled)} labelled images, sources {', '.join(trainer.sources)}, on {device}")
+    run.log(
+        f"student: {len(data.labeled)} labelled images, sources {', '.join(trainer.sources)}, "
+        f"on {device} in {resolved(config.run.precision, device)}"
+    )
     train_student(trainer, val, run, plan.hours * 3600 if plan.hours else None)
     best = load_best(run, state.S_ema)
     lengths = {"student_kimg": state.nimg / 1000, "student_best_kimg": best, "hours": round(state.seconds / 3600, 3)}

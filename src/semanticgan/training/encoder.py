@@ -25,6 +25,7 @@ from semanticgan.nn.backbone import EfficientNetLite0
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.perceptual import LPIPS
+from semanticgan.precision import autocast
 from semanticgan.training.checkpoint import State, save_checkpoint
 from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.gan import TrainingData
@@ -150,7 +151,7 @@ class EncoderTrainer:
             self.w_deviation = G.mapping.w(torch.randn(10_000, G.z_dim, generator=random).to(self.device)).std(0).clamp(min=1e-6)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16")
+        return autocast(self.device, self.config.run.precision)
 
     def to_device(self, array: np.ndarray) -> Tensor:
         return transforms.send(torch.from_numpy(array), self.device)

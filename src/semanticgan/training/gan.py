@@ -17,6 +17,7 @@ from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.memory import keep_freed_memory
 from semanticgan.nn.discriminators import ImageDiscriminator, MultiScaleDiscriminator
 from semanticgan.nn.generator import Generator
+from semanticgan.precision import autocast
 from semanticgan.training.checkpoint import State
 from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.run import Clock, Run, Stage
@@ -134,7 +135,7 @@ class GanTrainer:
         self.labeled_stream = Stream(len(data.labeled), config.run.seed, "labeled")
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16")
+        return autocast(self.device, self.config.run.precision)
 
     def to_device(self, array: np.ndarray) -> Tensor:
         return transforms.send(torch.from_numpy(array), self.device)

@@ -22,6 +22,7 @@ from semanticgan.data.sources import Sources, find_sources, mask_path
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.nn.perceptual import LPIPS
+from semanticgan.precision import resolved
 from semanticgan.report import write_report
 from semanticgan.training.checkpoint import State, load_checkpoint, stage_checkpoints
 from semanticgan.training.distributed import ALONE, World
@@ -296,7 +297,8 @@ def run_stages(plan: Plan, run: Run) -> None:
     world.first(restore_gan)
     world.same(gan)
     if not gan_finished:
-        run.log(f"GAN: {len(data.images)} images, {len(data.labeled)} labelled, on {device}")
+        precision = resolved(config.run.precision, device)
+        run.log(f"GAN: {len(data.images)} images, {len(data.labeled)} labelled, on {device} in {precision}")
         train_gan(config, plan.labels, data, gan, run, budgets[0], device)
     G = gan.G_ema
     encoder.E.w_avg.copy_(G.mapping.w_avg)

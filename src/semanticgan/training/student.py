@@ -21,6 +21,7 @@ from semanticgan.model import SemanticGAN
 from semanticgan.nn.discriminators import ImageDiscriminator, MultiScaleDiscriminator
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.unet import PretrainedUNet, UNet
+from semanticgan.precision import autocast
 from semanticgan.training.checkpoint import State, load_checkpoint, save_checkpoint, stage_checkpoints
 from semanticgan.training.encoder import ValidationData
 from semanticgan.training.gan import TrainingData
@@ -174,7 +175,7 @@ class StudentTrainer:
         self.streams = {name: Stream(len(images), config.run.seed, f"student {name}") for name, (images, _) in self.pairs.items()}
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16")
+        return autocast(self.device, self.config.run.precision)
 
     def draw(self, nimg: int) -> tuple[Float[Tensor, "n c r r"], Int[Tensor, "n r r"]]:
         """The step's pairs, source after source, changed."""
@@ -211,8 +212,8 @@ class StudentTrainer:
         """Mean over images and foreground classes of IoU at G's resolution, as the encoder's; NaN without images."""
         if len(val.images) == 0:
             return math.nan
-        bf16 = self.config.run.precision == "bf16"
-        return float(image_ious(self.state.S_ema, val.images, val.labels, self.labels.num_classes, bf16)[:, 1:].nanmean())
+        classes, precision = self.labels.num_classes, self.config.run.precision
+        return float(image_ious(self.state.S_ema, val.images, val.labels, classes, precision)[:, 1:].nanmean())
 
     def picture(self) -> UInt8[np.ndarray, "h w 3"]:
         """What the student is shown next: images above their label maps, ignored pixels white."""

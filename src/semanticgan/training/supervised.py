@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from semanticgan.config import Precision
 from semanticgan.data.stream import Stream, generator
 from semanticgan.data.texture import retexture
 from semanticgan.data.transforms import move, recolour, send, to_float
@@ -19,6 +20,7 @@ from semanticgan.labels import IGNORE_INDEX
 from semanticgan.losses import cross_entropy, dice_loss
 from semanticgan.metrics.segmentation import confusion, iou
 from semanticgan.nn.unet import PretrainedUNet, UNet, build_unet
+from semanticgan.precision import autocast
 
 WARMUP = 20  # steps in which the learning rate rises
 
@@ -38,7 +40,7 @@ def train_unet(
     lr: float = 1e-3,  # AdamW, falling to 0 by cosine
     augment: float = 1.0,  # strength of the paired changes, as the GAN path's
     widths: tuple[int, ...] = (32, 64, 96, 128),
-    bf16: bool = True,
+    precision: Precision = "auto",
     device: str = "cpu",
     say: Callable[[str], None] | None = None,  # hears of progress, twenty times
 ) -> UNet:
@@ -58,7 +60,7 @@ def train_unet(
         chosen = stream.indices(nimg, batch)
         img, label = to_float(torch.from_numpy(images_u8[chosen])), torch.from_numpy(labels_u8[chosen]).long()
         img, label = change_pairs(img, label, num_classes, generator(seed, "unet", nimg), symmetry, augment)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+        with autocast(device, precision):
             seg_logits = net(img.to(device))
         loss = mask_loss(seg_logits, label.to(device))
         descend(net, optimizer, loss, learning_rate(lr, step, progress))
@@ -66,7 +68,7 @@ def train_unet(
         step += 1
         progress = max(step / steps, (time.monotonic() - started) / seconds if seconds else 0.0)
         if step % max(1, steps // 20) == 0 or progress >= 1:
-            score = mean_iou(net_ema, val_images, val_labels, num_classes, bf16)
+            score = mean_iou(net_ema, val_images, val_labels, num_classes, precision)
             if score > best_score:
                 best, best_score = copy.deepcopy(net_ema.state_dict()), score
             if say:
@@ -135,10 +137,10 @@ def mean_iou(
     images_u8: UInt8[np.ndarray, "n r r c"],
     labels_u8: UInt8[np.ndarray, "n r r"],
     num_classes: int,
-    bf16: bool = True,
+    precision: Precision = "auto",
 ) -> float:
     """IoU by image and class, averaged over the images that have the class, then over classes; no views averaged."""
-    return float(image_ious(net, images_u8, labels_u8, num_classes, bf16).nanmean(0).nanmean())
+    return float(image_ious(net, images_u8, labels_u8, num_classes, precision).nanmean(0).nanmean())
 
 
 @torch.no_grad()
@@ -147,14 +149,14 @@ def image_ious(
     images_u8: UInt8[np.ndarray, "n r r c"],
     labels_u8: UInt8[np.ndarray, "n r r"],
     num_classes: int,
-    bf16: bool = True,
+    precision: Precision = "auto",
 ) -> Float[Tensor, "n k"]:
     """IoU of every image and class; NaN for a class in neither mask nor prediction."""
     device = next(net.parameters()).device
     scores = []
     for start in range(0, len(images_u8), 64):
         img = to_float(torch.from_numpy(np.array(images_u8[start : start + 64])).to(device))
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with autocast(device, precision):
             pred = net(img).argmax(1).cpu()
         labels = torch.from_numpy(np.array(labels_u8[start : start + 64]))
         scores += [iou(confusion(p, t, num_classes)) for p, t in zip(pred, labels, strict=True)]

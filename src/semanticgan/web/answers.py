@@ -12,8 +12,9 @@ from torch import Tensor
 
 from semanticgan.data.pieces import with_one_object
 from semanticgan.data.transforms import fit_image, to_float, to_u8
-from semanticgan.inversion import autocast, in_fixed_batches, invert
+from semanticgan.inversion import in_fixed_batches, invert
 from semanticgan.model import SemanticGAN, distance_rank
+from semanticgan.precision import autocast
 from semanticgan.predict import FLOOR, Found
 from semanticgan.visuals import to_rgb
 from semanticgan.web.jobs import Long
@@ -89,7 +90,7 @@ class FirstMasks:
     def __call__(self, pictures: Sequence[Opened]) -> list[Found]:
         img = torch.cat([_fitted(self.model, picture) for picture in pictures])
         sizes = [picture.pixels.shape[:2] for picture in pictures]
-        with autocast(self.model.device, True):
+        with autocast(self.model.device):
             if self.model.S is not None:
                 return _found(self.model, img, None, self.model.S(img), sizes)
             assert self.model.E is not None
@@ -178,7 +179,7 @@ def _found(
         return [Found(size, config.data.fit, config.temperature, log_probs[n], None, None, None) for n, size in enumerate(sizes)]
     repeats = max(1, 32 // config.data.resolution)  # AlexNet takes no less than 32 px
     large = (x.repeat_interleave(repeats, -1).repeat_interleave(repeats, -2) for x in (img, out.float().clamp(-1, 1)))
-    with autocast(model.device, True):
+    with autocast(model.device):
         distances = model.lpips(*large).float().tolist()
     shown = to_u8(out).cpu().numpy()
     return [
