@@ -71,7 +71,7 @@ class GanConfig(Section):
     r1_every: int = Field(16, ge=1, description="lazy regularisation: updates between two penalties")
     pl_weight: float = Field(0, ge=0)
     pl_every: int = Field(4, ge=1)
-    seg_weight: float = Field(1, ge=0, description="weight of D_seg's verdict in G's loss")
+    seg_weight: float = Field(1, ge=0, description="weight of D_seg's verdict in G's loss; 0: images alone, D_seg does not learn")
     feature_matching: float = Field(1, ge=0)
     ema_half_life_kimg: float = Field(5, gt=0)
     ema_rampup: float = Field(0.05, gt=0, description="half-life never above this share of the images seen")

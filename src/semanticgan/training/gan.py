@@ -97,7 +97,7 @@ def train_gan(
         batch = trainer.draw(nimg)
         d_img = trainer.update_d_img(batch)
         real_sign = trainer.fetch(d_img["real_sign"]) if batch.step % ADA_EVERY == 0 else None
-        d_seg, real_features = trainer.update_d_seg(batch)
+        d_seg, real_features = trainer.update_d_seg(batch) if config.gan.seg_weight else ({}, [])
         g = trainer.update_g(batch, real_features)
         trainer.update_averages(batch)
         if real_sign is not None:
@@ -229,18 +229,20 @@ class GanTrainer:
         return stats, [[f[:n].detach() for f in scale] for scale in features]
 
     def update_g(self, batch: Batch, real_features: list[list[Tensor]]) -> dict[str, Tensor]:
-        """Fool both; match D_seg's features of real pairs; now and then the path length penalty."""
+        """Fool both; match D_seg's features of real pairs; now and then the path length penalty. D_img alone at seg_weight 0."""
         state, gan = self.state, self.gan
         for D in (state.D_img, state.D_seg):
             D.requires_grad_(False)
         with self.autocast():
             logits_img = state.D_img(batch.fake_img)
-            features = state.D_seg(*batch.fake_pair)
-        g_img = losses.logistic_g(logits_img)
-        g_seg = losses.hinge_g([scale[-1].float() for scale in features])
-        matching = losses.feature_matching(real_features, features)
-        loss = g_img + gan.seg_weight * (g_seg + gan.feature_matching * matching)
-        stats = {"G_img": g_img.detach(), "G_seg": g_seg.detach(), "matching": matching.detach()}
+            features = state.D_seg(*batch.fake_pair) if gan.seg_weight else []
+        loss = losses.logistic_g(logits_img)
+        stats = {"G_img": loss.detach()}
+        if gan.seg_weight:
+            g_seg = losses.hinge_g([scale[-1].float() for scale in features])
+            matching = losses.feature_matching(real_features, features)
+            loss = loss + gan.seg_weight * (g_seg + gan.feature_matching * matching)
+            stats |= {"G_seg": g_seg.detach(), "matching": matching.detach()}
         if gan.pl_weight and batch.step % gan.pl_every == 0:
             penalty = self.path_length(batch.random)
             stats["path_length"] = penalty.detach()
@@ -327,7 +329,7 @@ class Health:
         self.warned: set[str] = set()
 
     def look(self, means: dict[str, float], augment_p: float) -> None:
-        self.parted = self.parted + 1 if means["D_seg"] < 0.1 else 0
+        self.parted = self.parted + 1 if means.get("D_seg", 1.0) < 0.1 else 0
         self.saturated = self.saturated + 1 if means["real_sign"] > 0.98 and means["fake_sign"] < -0.98 else 0
         if self.parted >= 5:
             self.warn("D_seg tells real from fake pairs without fail for 5 ticks: the label maps learn no more; "
