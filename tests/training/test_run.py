@@ -1,3 +1,4 @@
+import errno
 import itertools
 import json
 import math
@@ -10,7 +11,7 @@ import pytest
 from semanticgan.errors import UserError
 from semanticgan.training import run as run_module
 from semanticgan.training.checkpoint import State, load_checkpoint, stage_checkpoints
-from semanticgan.training.run import Clock, Interrupted, Means, Run, Stage, duration, require_new_folder, write_text
+from semanticgan.training.run import Clock, Interrupted, Means, Run, Stage, duration, held, require_new_folder, write_text
 
 
 @pytest.fixture
@@ -29,6 +30,22 @@ def stage(run, *, kimg=0.1, budget=None, batch=10, minutes=0.0, report=lambda me
 
 
 # ---------------------------------------------------------------- the folder
+
+
+def test_a_folder_is_held_by_one_at_a_time_and_nothing_is_left_in_it(tmp_path):
+    with held(tmp_path), pytest.raises(UserError, match="another process trains in this run; wait for its end"), held(tmp_path):
+        pass
+    with held(tmp_path):  # free again
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_keeps_nobody_away(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(run_module.fcntl, "flock", no_locks)
+    with held(tmp_path), held(tmp_path):
+        pass
 
 
 def test_log_is_said_and_kept_with_the_time(tmp_path):

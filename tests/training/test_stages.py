@@ -15,7 +15,7 @@ from semanticgan.labels import LabelSpec
 from semanticgan.training import stages
 from semanticgan.training.checkpoint import load_checkpoint, stage_checkpoints
 from semanticgan.training.gan import GanTrainer
-from semanticgan.training.run import Interrupted
+from semanticgan.training.run import Interrupted, held
 from semanticgan.training.stages import Plan, train
 
 
@@ -196,6 +196,13 @@ def test_resume_may_repeat_what_the_run_has(call, planned, scenes, small_setting
     same = {"preset": "tiny32", "seed": 3, "data": Path("../") / scenes.name, "overrides": list(small_settings)}
     same |= {"labeled": ["labeled.txt"], "val": ["val.txt"], "dry_run": True}
     assert call(**(RESUME | same))[-1] == "dry run: nothing was written"
+
+
+def test_resume_beside_another_process_leaves_the_run_alone(call, planned, tmp_path):
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    with held(tmp_path / "run"), pytest.raises(UserError, match="another process trains in this run"):
+        call(**RESUME)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"config": {"gan": {"kimg": -1}}}', "[" * 100_000])

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import shutil
 import signal
 import time
@@ -15,6 +16,11 @@ from typing import Any
 from semanticgan.errors import UserError
 from semanticgan.training.checkpoint import State, save_stage, stage_checkpoints
 from semanticgan.training.distributed import ALONE, World
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -48,6 +54,29 @@ def left_tidy(out: Path, new: bool, first_stage: str) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(f"--out {out}: cannot be written ({error.strerror}); make room, then go on with --resume") from error
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keeps a second process out of the run folder, where each would write over the other's checkpoints.
+
+    Raises UserError if another one trains there. Leaves nothing behind, however the process ends. Without effect where the
+    system or the file system knows no locks.
+    """
+    if fcntl is None:
+        yield
+        return
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--out {out}: another process trains in this run; wait for its end, or stop it first") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(folder)
 
 
 class Run:
