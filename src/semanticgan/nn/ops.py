@@ -53,22 +53,24 @@ def blur(x: Float[Tensor, "n c h w"], kernel: Float[Tensor, "4 4"], padding: int
 
 
 class _DepthwiseConv(torch.autograd.Function):
-    """Depthwise convolution with a sum for each tap as the filters' gradient: PyTorch's own takes several times as long."""
+    """Depthwise convolution with a sum for each tap as the filters' gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, before: int, after: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.geometry = stride, padding
-        return functional.conv2d(x, weight.to(x.dtype), None, stride, padding, groups=x.shape[1])
+        ctx.geometry = stride, before, after
+        led = with_leading_zeros(weight, after - before).to(x.dtype)
+        return functional.conv2d(x, led, bias.to(x.dtype), stride, after, groups=x.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        (stride, padding), kernel = ctx.geometry, weight.shape[-1]
+        (stride, before, after), kernel = ctx.geometry, weight.shape[-1]
         rows, columns = (stride * (side - 1) + 1 for side in grad.shape[2:])  # what one tap sees of the padded map
-        padded = functional.pad(x, (padding,) * 4) if padding else x
+        padded = functional.pad(x, (before, after) * 2) if after else x
         grad_x = grad_weight = None
+        grad_bias = grad.sum((0, 2, 3), dtype=weight.dtype) if ctx.needs_input_grad[2] else None
         if ctx.needs_input_grad[1]:
             taps = []
             for top in range(kernel):
@@ -83,15 +85,30 @@ class _DepthwiseConv(torch.autograd.Function):
                 spread[:, :, ::stride, ::stride] = grad
                 grad = spread
             turned = weight.to(grad.dtype).flip(2, 3).contiguous()
-            grad_x = functional.conv2d(grad, turned, None, 1, kernel - 1 - padding, groups=x.shape[1])
-        return grad_x, grad_weight, None, None
+            whole = functional.conv2d(grad, turned, None, 1, kernel - 1 - before, groups=x.shape[1])
+            grad_x = whole[:, :, : x.shape[2], : x.shape[3]]
+        return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def with_leading_zeros(weight: Float[Tensor, "o i k k"], zeros: int) -> Float[Tensor, "o i k2 k2"]:
+    """A filter that, where the zeros round the map are as many before as after it, sees fewer of them before.
+
+    A few more products cost less than a copy of the map with other zeros round it.
+    """
+    return functional.pad(weight, (zeros, 0, zeros, 0)) if zeros else weight
 
 
 def depthwise_conv2d(
-    x: Float[Tensor, "n c h w"], weight: Float[Tensor, "c 1 k k"], bias: Float[Tensor, " c"], stride: int, padding: int
+    x: Float[Tensor, "n c h w"], weight: Float[Tensor, "c 1 k k"], bias: Float[Tensor, " c"], stride: int, before: int, after: int
 ) -> Float[Tensor, "n c h2 w2"]:
-    """A filter for each channel, in x's precision; can be differentiated once."""
-    return _DepthwiseConv.apply(x, weight, stride, padding) + bias.to(x.dtype)[:, None, None]
+    """A filter for each channel, in x's precision, with so many zeros before and after the map; can be differentiated once.
+
+    PyTorch's own gradient is the quicker one in float32 on a processor, but where the filter sees more zeros than map.
+    """
+    if x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[-1] > weight.shape[-1]:
+        led = with_leading_zeros(weight, after - before)
+        return functional.conv2d(x, led, bias, stride, after, groups=x.shape[1])
+    return _DepthwiseConv.apply(x, weight, bias, stride, before, after)
 
 
 class _Upsample(torch.autograd.Function):
