@@ -134,6 +134,29 @@ def test_a_resumed_run_is_the_run(call, tmp_path, monkeypatch, assert_same):
     assert models[0] == models[1]
 
 
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_teacher_that_was_interrupted_is_asked_for_the_rest(teacher, small_config, small_data, tmp_path, monkeypatch, torn):
+    model, images, said, asked = SemanticGAN.load(teacher), small_data[0].images, [], []
+    runs = [Run(tmp_path / name, said.append) for name in ("whole", "parts")]
+    whole, teacher_labels = np.array(module.ask_teacher(model, images, small_config(), runs[0])), module.teacher_labels
+
+    def counted(model, images, threshold):
+        asked.append(len(images))
+        for n, label in enumerate(teacher_labels(model, images, threshold)):
+            if n == 5 and len(asked) == 1:
+                raise KeyboardInterrupt
+            yield label
+
+    monkeypatch.setattr(module, "teacher_labels", counted)
+    with pytest.raises(KeyboardInterrupt):
+        module.ask_teacher(model, images, small_config(), runs[1])
+    path = tmp_path / "parts" / "checkpoints" / "teacher_labels.npy"
+    if torn:  # killed within a map
+        np.load(path, mmap_mode="r+")[4, -1] = module.UNASKED
+    assert np.array_equal(module.ask_teacher(model, images, small_config(), runs[1]), whole)
+    assert asked == [len(images), len(images) - (4 if torn else 5)] and np.array_equal(np.load(path), whole)
+
+
 def test_damaged_answers_of_the_teacher_are_asked_for_again(teacher, small_config, small_data, tmp_path):
     model, images, said = SemanticGAN.load(teacher), small_data[0].images, []
     ask = partial(module.ask_teacher, model, images, small_config(), Run(tmp_path, said.append))

@@ -39,6 +39,7 @@ from semanticgan.training.student import (
 Say = Callable[[str], None]
 SECTIONS = ("student", "predict", "run")  # of the settings, those that are not the teacher's
 SECONDS_BETWEEN_LINES = 10
+UNASKED = 254  # in the maps of images that the teacher has not labelled; a 255th class would be asked for again, no more
 
 
 def distill(
@@ -161,28 +162,37 @@ def run_student(plan: Plan, teacher: SemanticGAN, name: str, run: Run) -> None:
 
 
 def ask_teacher(teacher: SemanticGAN, images: np.ndarray, config: Config, run: Run) -> np.ndarray:
-    """The teacher's class maps of the unlabelled images; kept in the run folder, so that a resumed run need not ask again."""
-    path = run.folder / "checkpoints" / "teacher_labels.npy"
+    """The teacher's class maps of the unlabelled images; kept in the run folder as they come: a resumed run asks for the rest."""
+    labels = kept_labels(run.folder / "checkpoints" / "teacher_labels.npy", images.shape[:3])
+    start = next((n for n, label in enumerate(labels) if (label == UNASKED).any()), len(images))
+    if start == len(images):
+        return labels
+    run.log(f"the teacher labels {len(images) - start} images")
+    began = said = time.monotonic()
+    for n, label in enumerate(teacher_labels(teacher, images[start:], config.student.pseudo_threshold), 1):
+        labels[start + n - 1] = label
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            rate = n / (said - began)
+            left = duration((len(images) - start - n) / rate)
+            run.log(f"teacher: {start + n} of {len(images)} images  {rate:.1f} images/s  {left} left")
+    labels.flush()
+    return labels
+
+
+def kept_labels(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """The maps in the file, which writes to them change; where there are none of that shape, new ones, UNASKED throughout."""
     try:
-        labels = np.load(path, mmap_mode="r", allow_pickle=False)
-        if labels.shape == images.shape[:3] and labels.dtype == np.uint8:
+        labels = np.load(path, mmap_mode="r+", allow_pickle=False)
+        if labels.shape == shape and labels.dtype == np.uint8:
             return labels
     except (OSError, ValueError, EOFError):
-        pass  # not there yet, or damaged: it is made again
-    run.log(f"the teacher labels {len(images)} images")
-    began = said = time.monotonic()
-
-    with replacing(path) as temporary:
-        labels = np.lib.format.open_memmap(temporary, "w+", np.uint8, images.shape[:3])
-        for n, label in enumerate(teacher_labels(teacher, images, config.student.pseudo_threshold)):
-            labels[n] = label
-            if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
-                said = time.monotonic()
-                rate = (n + 1) / (said - began)
-                left = duration((len(images) - n - 1) / rate)
-                run.log(f"teacher: {n + 1} of {len(images)} images  {rate:.1f} images/s  {left} left")
-        labels.flush()
-    return labels
+        pass  # not there yet, or damaged
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for _ in range(shape[0]):  # written, not just made room for: a full disk must say so here
+            file.write(np.full(shape[1:], UNASKED, np.uint8).tobytes())
+    return np.load(path, mmap_mode="r+", allow_pickle=False)
 
 
 def export_student(
