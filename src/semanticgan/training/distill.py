@@ -183,9 +183,9 @@ def ask_teacher(teacher: SemanticGAN, images: np.ndarray, config: Config, run: R
 def kept_labels(path: Path, shape: tuple[int, ...]) -> np.memmap:
     """The maps in the file, which writes to them change; where there are none of that shape, new ones, UNASKED throughout."""
     try:
-        labels = np.load(path, mmap_mode="r+", allow_pickle=False)
-        if labels.shape == shape and labels.dtype == np.uint8:
-            return labels
+        found = np.load(path, mmap_mode="r", allow_pickle=False)  # "r+" would make a file whole that was cut off
+        if found.shape == shape and found.dtype == np.uint8:
+            return np.load(path, mmap_mode="r+", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         pass  # not there yet, or damaged
     with replacing(path) as temporary, temporary.open("wb") as file:
