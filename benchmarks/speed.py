@@ -23,6 +23,7 @@ from stages import PARTS, count_preset, preset_bench, preset_results, resolution
 from semanticgan import __version__
 from semanticgan.config import PRESETS
 from semanticgan.errors import UserError
+from semanticgan.precision import bf16_instructions
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = ("start", "processes")
@@ -60,15 +61,6 @@ def cpu_name() -> str:
     return match[1].strip() if match else platform.processor() or platform.machine()
 
 
-def cpu_flags() -> list[str]:
-    """The instructions for bfloat16 that the processor has."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return []
-    return [flag for flag in ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16") if re.search(rf"\b{flag}\b", text)]
-
-
 def revision() -> str:
     """The commit, and whether files differ from it."""
     try:
@@ -82,7 +74,7 @@ def revision() -> str:
 
 def circumstances(args: argparse.Namespace) -> dict[str, Any]:
     return {
-        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "bf16": cpu_flags()},
+        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "bf16": bf16_instructions()},
         "versions": {
             "semanticgan": __version__, "torch": torch.__version__, "numpy": numpy.__version__,
             "python": platform.python_version(),

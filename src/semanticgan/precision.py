@@ -10,19 +10,22 @@ from semanticgan.config import Precision
 INSTRUCTIONS = ("avx512_bf16", "amx_bf16")  # of x86 processors
 
 
+def bf16_instructions() -> list[str]:
+    """Those for bfloat16 that the processor has, and that pay; none where torch is too old to say."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return [name for name in INSTRUCTIONS if known.get(name)]
+
+
 @cache
 def has_bf16(device_type: str) -> bool:
     """Can a device of this type ("cpu", "cuda") multiply bfloat16 itself?
 
-    A processor that cannot takes eleven times as long for it as for float32 (docs/speed.md). Kinds on which nobody has
+    A processor that cannot takes nineteen times as long for it as for float32 (docs/speed.md). Kinds on which nobody has
     measured it count as such.
     """
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device_type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    known = torch.cpu.get_capabilities()
-    return any(known.get(name) for name in INSTRUCTIONS)
+    return device_type == "cpu" and bool(bf16_instructions())
 
 
 def resolved(precision: Precision, device: torch.device | str) -> Literal["bf16", "fp32"]:
