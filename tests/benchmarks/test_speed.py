@@ -66,7 +66,7 @@ def test_tables_show_every_stage(tiny):
     ]
     results = {
         "machine": {"cpu": "X", "cores": 2, "bf16": []}, "versions": {"torch": "2", "python": "3"}, "threads": 1, "git": "abc",
-        "date": "2026-01-01", "command": "speed.py", "limit": {"product_bf16": 300.0, "product_fp32": 150.0},
+        "date": "2026-01-01", "command": "speed.py", "limit": {f"product_{name}": 150.0 for name in counting.precisions()},
         "presets": {"tiny32": tiny}, "resolution": rows,
         "packing": {"images": 10, "images_per_second": 2000.0, "anonymous_mb": 100.0},
         "first_step": {"images": 10, "seconds": 5.0}, "processes": None,

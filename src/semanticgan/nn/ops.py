@@ -95,7 +95,9 @@ def with_leading_zeros(weight: Float[Tensor, "o i k k"], zeros: int) -> Float[Te
 
     A few more products cost less than a copy of the map with other zeros round it.
     """
-    return functional.pad(weight, (zeros, 0, zeros, 0)) if zeros else weight
+    for axis in (2, 3) if zeros else ():  # of a padded filter torch.onnx makes an invalid file
+        weight = torch.cat([torch.zeros_like(weight.narrow(axis, 0, zeros)), weight], axis)
+    return weight
 
 
 def depthwise_conv2d(
