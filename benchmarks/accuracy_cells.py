@@ -85,9 +85,9 @@ METHODS = {
     "gct": Entry("GCT, two small U-Nets", SEMI, "gct", paper="GCT"),
     "unimatch": Entry("UniMatch, small U-Net", SEMI, "unimatch"),
     "unimatch-imagenet": Entry("UniMatch, U-Net, EfficientNet-lite0", "unet-imagenet", "unimatch", imagenet=True),
-    "semanticgan-encoder": Entry("SemanticGAN, encoder only", paper="Ours-NO"),
-    "semanticgan": Entry("SemanticGAN", paper="Ours"),
-    "student": Entry("SemanticGAN's student"),
+    "semanticgan-encoder": Entry("SemanticGAN, encoder only", imagenet=True, paper="Ours-NO"),
+    "semanticgan": Entry("SemanticGAN", imagenet=True, paper="Ours"),
+    "student": Entry("SemanticGAN's student", imagenet=True),
 }
 OURS = tuple(name for name, entry in METHODS.items() if entry.network is None)
 BASELINES = tuple(name for name in METHODS if name not in OURS)

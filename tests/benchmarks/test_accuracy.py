@@ -200,6 +200,7 @@ def test_tables_from_two_results(tmp_path):
     text = accuracy_tables.render(results)
     assert "| U-Net, ResNet-34 | no | .700 ± .141 (2 of 3) | .700 ± .141 (2 of 3) [.493] |" in text  # sd of .6 and .8
     assert "not run [.714]" in text  # the paper's SemanticGAN, beside a cell that was not run
+    assert text.count("### skin, 200 labels: ") == text.count("### skin, 200 labels: IoU, no cell has been run") == 1
     assert "2 cells, 2.0 hours: X, torch 2, revision abc." in text
     for block in text.split("\n\n"):
         lines = [line for line in block.splitlines() if line.startswith("|")]
