@@ -1,12 +1,13 @@
 """GCT (Ke et al., arXiv 2008.05258): two networks and a flaw detector, which says where each of them is probably wrong.
 
-From the paper: the flaw detector takes image and prediction, and learns on labelled images the prediction's error after
-dilation, blur and normalisation, by squared distance; on unlabelled images each network is told to have no flaws (flaw
-correction constraint) and to follow the other where that is the more reliable one (dynamic consistency constraint: flaws
-above the threshold count as 1, so that two bad answers teach nothing). The authors' published settings
-for segmentation: weights 1, 100 and 10, threshold .6, the consistency's weight rising over 3 of 20 epochs, Adam 1e-4 for the
-detector. Ours: three strides and the sizes of dilation and blur, for 64 px; the two networks differ by their first weights.
-The first one answers, fixed beforehand. To be tuned on draw 0 by validation: `correction`, `consistency`.
+From the paper and the authors' code: the flaw detector takes image and prediction, and learns on labelled images the prediction's
+error after blur, dilation, blur and normalisation, by squared distance. On all images each network follows the other where that is
+the more reliable one (dynamic consistency constraint), and has no flaws where both are bad (flaw correction constraint); what is
+bad is read off the detector's map after blur and normalisation. The authors' settings for segmentation: weights 1, 100 and
+10, threshold .6, the consistency's weight rising over 3 of 20 epochs, Adam 1e-4 for the detector. Ours, for 64 px: three layers
+of stride 2 instead of five with layers of stride 1 between them, instance norm throughout instead of on half of the channels, and
+square blurs instead of Gaussian ones; the two networks differ by their first weights. The first one answers, fixed
+beforehand. To be tuned on draw 0 by validation: `correction`, `consistency`.
 """
 
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ from semanticgan.labels import IGNORE_INDEX
 from semanticgan.training.supervised import mask_loss
 
 WIDEN = 3  # pixels: dilation of the error
-BLUR = 5  # pixels: side of the averaging window, passed twice
-FLOOR = 0.5  # an error whose peak is below it is not blown up to 1
+BLUR = 5  # pixels: side of the averaging window
+FAINT = 0.1  # a map of the detector whose peak is not above it has no flaws
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class GCTSettings(Settings):
 
 
 class FlawDetector(nn.Module):
-    """Image and class probabilities -> probability of a flaw, 0..1, [N, R, R]."""
+    """Image and class probabilities -> how wrong they are, [N, R, R], about 0..1."""
 
     def __init__(self, channels: int, num_classes: int, filters: int = 64) -> None:
         super().__init__()
@@ -52,21 +53,35 @@ class FlawDetector(nn.Module):
         self.head = nn.Conv2d(widths[-1], 1, 3, padding=1)
 
     def forward(self, img: Float[Tensor, "n c r r"], probs: Float[Tensor, "n k r r"]) -> Float[Tensor, "n r r"]:
-        logits = self.head(self.layers(torch.cat([img, probs], 1))).float()
-        return F.interpolate(logits, size=img.shape[-2:], mode="bilinear", align_corners=False)[:, 0].sigmoid()
+        flaw = self.head(self.layers(torch.cat([img, probs], 1))).float()
+        return F.interpolate(flaw, size=img.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+def blurred(maps: Float[Tensor, "n r r"]) -> Float[Tensor, "n r r"]:
+    return F.avg_pool2d(maps[:, None], BLUR, 1, BLUR // 2, count_include_pad=False)[:, 0]
+
+
+def stretched(maps: Float[Tensor, "n r r"]) -> Float[Tensor, "n r r"]:
+    """Each from 0 to 1; a constant one is 0 throughout."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=1e-9)
 
 
 def flaws(probs: Float[Tensor, "n k r r"], label: Int[Tensor, "n r r"]) -> Float[Tensor, "n r r"]:
-    """What the detector is to say, 0..1: the probability given to wrong classes, dilated, blurred, each image's peak scaled to 1.
+    """What the detector is to say, 0..1: the probability given to wrong classes, blurred, dilated, blurred, stretched.
 
     Ignored pixels have no flaw.
     """
     truth = (onehot_from_label(label, probs.shape[1]) + 1) / 2
-    error = ((probs - truth).abs().sum(1, keepdim=True) / 2 * (label != IGNORE_INDEX)[:, None]).clamp(0, 1)
-    error = F.max_pool2d(error, WIDEN, 1, WIDEN // 2)
-    for _ in range(2):
-        error = F.avg_pool2d(error, BLUR, 1, BLUR // 2, count_include_pad=False)
-    return (error / error.amax((2, 3), keepdim=True).clamp(min=FLOOR))[:, 0]
+    error = (probs - truth).abs().sum(1) / 2 * (label != IGNORE_INDEX)
+    widened = F.max_pool2d(blurred(error)[:, None], WIDEN, 1, WIDEN // 2)[:, 0]
+    return stretched(blurred(widened))
+
+
+def seen_flaws(flaw: Float[Tensor, "n r r"]) -> Float[Tensor, "n r r"]:
+    """What the detector said, made ready to be compared with a threshold: 0..1."""
+    flaw = blurred(flaw.clamp(min=0))
+    return stretched(flaw) * (flaw.amax((1, 2), keepdim=True) > FAINT)
 
 
 def worse(mine: Float[Tensor, "n r r"], other: Float[Tensor, "n r r"], threshold: float) -> Bool[Tensor, "n r r"]:
@@ -97,14 +112,15 @@ class GCT(Supervised):
         with self.autocast():
             logits = [net(seen) for net in (self.net, self.other)]
             probs = [x.softmax(1) for x in logits]
-            flaw = [self.detector(seen[count:], p[count:]) for p in probs]
-        supervised = [mask_loss(x[:count], label) for x in logits]
+            flaw = [self.detector(seen, p) for p in probs]
         weight = self.s.consistency * ramp_up(progress, self.s.ramp)
+        bad = [seen_flaws(f.detach()) for f in flaw]
+        both_bad = (bad[0] > self.s.threshold) & (bad[1] > self.s.threshold)
+        supervised = [mask_loss(x[:count], label) for x in logits]
         for k, optimizer in enumerate((self.optimizer, self.other_optimizer)):
-            mine, other = probs[k][count:], probs[1 - k][count:].detach()
-            follows = worse(flaw[k].detach(), flaw[1 - k].detach(), self.s.threshold)
-            followed = ((mine - other).square().mean(1) * follows).mean()
-            corrected = flaw[k].square().mean()
+            follows = worse(bad[k], bad[1 - k], self.s.threshold)
+            followed = ((probs[k] - probs[1 - k].detach()).square().mean(1) * follows).mean()
+            corrected = (flaw[k].square() * both_bad).mean()
             descend(optimizer, supervised[k] + self.s.correction * corrected + weight * followed)
         found = self.update_detector(img, [p[:count].detach() for p in probs], label)
         self.average(batch)

@@ -158,10 +158,16 @@ def test_each_side_of_the_game_leaves_the_other_alone(batches):
 # ---------------------------------------------------------------- GCT
 
 
-def test_flaw_map_range(batches):
-    detector = gct.FlawDetector(3, CLASSES, filters=8)
+def test_flaw_maps_are_stretched_before_they_count(batches):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        detector = gct.FlawDetector(3, CLASSES, filters=8)
     found = detector(batches.at(0).labeled[0], logits(0, 4).softmax(1))
-    assert found.shape == (4, SIDE, SIDE) and found.min() >= 0 and found.max() <= 1
+    assert found.shape == (4, SIDE, SIDE)
+    seen = gct.seen_flaws(found.detach().abs() + 0.2)
+    assert seen.amin((1, 2)).tolist() == [0] * 4 and seen.amax((1, 2)).tolist() == [1] * 4
+    faint = torch.rand(4, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) / 10
+    assert not gct.seen_flaws(faint).any() and not gct.seen_flaws(-faint - 1).any()
 
 
 def test_flaws_are_where_predictions_are_wrong():
@@ -175,8 +181,7 @@ def test_flaws_are_where_predictions_are_wrong():
     ignored = label.clone()
     ignored[:, 2:6, 2:6] = IGNORE_INDEX
     assert gct.flaws(wrong, ignored).abs().max() == 0
-    doubt = 0.9 * right + 0.1 * wrong  # a small error is not blown up to 1
-    assert gct.flaws(doubt, label).max() <= 0.2 + 1e-6
+    torch.testing.assert_close(gct.flaws(0.9 * right + 0.1 * wrong, label), found, atol=1e-5, rtol=0)  # where, not how much
 
 
 def test_two_bad_answers_teach_nothing():

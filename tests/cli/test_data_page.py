@@ -43,13 +43,15 @@ def test_dermoscopy(recipes, command, tmp_path):
     for k in range(4):
         save(source / "ISIC2018_Task1-2_Training_Input" / f"ISIC_000000{k}.jpg", k)
         save(source / "ISIC2018_Task1_Training_GroundTruth" / f"ISIC_000000{k}_segmentation.png", k, "mask")
-        save(source / "HAM10000_images_part_1" / f"ISIC_002430{k}.jpg", k)
+        save(source / "HAM10000_images_part_1" / f"ISIC_002430{k + 5}.jpg", k)  # the first is in no list
+        save(source / "ISIC2018_Task3_Test_Input" / f"ISIC_003606{k}.jpg", k)
     folder = source / "PH2Dataset" / "PH2 Dataset images" / "IMD002"
     save(folder / "IMD002_Dermoscopic_Image" / "IMD002.bmp", 5)
     save(folder / "IMD002_lesion" / "IMD002_lesion.bmp", 5, "mask")
     recipes["skin_dermoscopy"](source, tmp_path / "skin")
     check(command, tmp_path / "skin", "isic/images/ISIC_0000000.jpg", "ph2/images/IMD002.jpg")
-    check(command, tmp_path / "skin", "ham10000/images/ISIC_0024301.jpg", labeled=False)
+    check(command, tmp_path / "skin", "ham10000/images/ISIC_0024306.jpg", "ham10000/images/ISIC_0036060.jpg", labeled=False)
+    assert not (tmp_path / "skin" / "ham10000" / "images" / "ISIC_0024305.jpg").exists()
     with Image.open(tmp_path / "skin" / "isic" / "masks" / "ISIC_0000001.png") as mask:
         assert np.array_equal(np.asarray(mask), scene(1, (30, 20))[1])
 

@@ -33,10 +33,53 @@ def stage(run, *, kimg=0.1, budget=None, batch=10, minutes=0.0, report=lambda me
 
 
 def test_a_folder_is_held_by_one_at_a_time_and_nothing_is_left_in_it(tmp_path):
-    with held(tmp_path), pytest.raises(UserError, match="another process trains in this run; wait for its end"), held(tmp_path):
+    taken = pytest.raises(UserError, match="another process trains in this run; wait for its end")
+    with held(tmp_path, new=True), taken, held(tmp_path, new=False):
         pass
-    with held(tmp_path):  # free again
+    with held(tmp_path, new=True):  # free again
         assert not list(tmp_path.iterdir())
+
+
+def test_whoever_comes_second_to_a_new_folder_leaves_it_alone(tmp_path):
+    out = tmp_path / "run"
+    with held(out, new=True):
+        (out / "config.json").touch()
+        with pytest.raises(UserError, match="another process trains"), held(out, new=True):
+            pass
+    with pytest.raises(UserError, match="is not empty"), held(out, new=True):
+        pass
+    assert (out / "config.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty", "link"])
+def test_a_new_folder_in_which_nothing_was_saved_is_free_again(tmp_path, kind):
+    out, place = tmp_path / "run", tmp_path / "place"
+    place.mkdir()
+    if kind != "absent":
+        out.symlink_to(place) if kind == "link" else out.mkdir()
+    with pytest.raises(UserError, match="a wrong setting"), held(out, new=True):
+        (Run(out, print).folder / "config.json").touch()
+        raise UserError("a wrong setting")
+    require_new_folder(out)
+    assert out.is_symlink() == (kind == "link") and not list(place.iterdir())
+
+
+@pytest.mark.parametrize(("kept", "advice"), [("", "say the command again"), ("checkpoints/teacher_labels.npy", "--resume")])
+def test_a_full_disk_leaves_what_can_be_gone_on_with(tmp_path, kept, advice):
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match=f"No space left on device.; make room, then .*{advice}"), held(out, new=True):
+        Run(out, print)
+        if kept:
+            (out / kept).touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert out.exists() == bool(kept)
+
+
+def test_other_errors_leave_a_new_folder_as_it_is(tmp_path):
+    with pytest.raises(ZeroDivisionError), held(tmp_path / "run", new=True):
+        (tmp_path / "run" / "log.txt").touch()
+        raise ZeroDivisionError
+    assert (tmp_path / "run" / "log.txt").is_file()
 
 
 def test_a_file_system_without_locks_keeps_nobody_away(tmp_path, monkeypatch):
@@ -44,7 +87,7 @@ def test_a_file_system_without_locks_keeps_nobody_away(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(run_module.fcntl, "flock", no_locks)
-    with held(tmp_path), held(tmp_path):
+    with held(tmp_path, new=False), held(tmp_path, new=False):
         pass
 
 
@@ -253,6 +296,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(run, bad):
         for nimg in this.steps():
             this.means.add(loss=bad if nimg == 50 else 1.0)
     assert [load_checkpoint(p)["numbers"]["nimg"] for p in stage_checkpoints(run.folder, "gan")] == [20, 40]
+
+
+def test_where_nothing_was_saved_nobody_is_told_to_go_on(run):
+    this = stage(run)
+    with pytest.raises(UserError, match=r"gan at 0.0 kimg: loss is not finite; start again with run.precision=fp32"):
+        for _ in this.steps():
+            this.means.add(loss=math.nan)
 
 
 def test_a_signal_does_not_save_what_is_not_finite(run):

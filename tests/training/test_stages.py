@@ -200,7 +200,7 @@ def test_resume_may_repeat_what_the_run_has(call, planned, scenes, small_setting
 
 def test_resume_beside_another_process_leaves_the_run_alone(call, planned, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
-    with held(tmp_path / "run"), pytest.raises(UserError, match="another process trains in this run"):
+    with held(tmp_path / "run", new=False), pytest.raises(UserError, match="another process trains in this run"):
         call(**RESUME)
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
 

@@ -12,6 +12,7 @@ from semanticgan.labels import IGNORE_INDEX
 from semanticgan.model import SemanticGAN, build_networks
 from semanticgan.nn.backbone import EfficientNetLite0
 from semanticgan.training.checkpoint import save_stage
+from semanticgan.training.encoder import ValidationData
 from semanticgan.training.gan import new_gan_state
 from semanticgan.training.run import Run
 from semanticgan.training.student import (
@@ -180,6 +181,25 @@ def test_a_step_is_a_function_of_seed_and_nimg(make, assert_same):
             trainer.update(nimg, 0.5)
     assert_same(first.state.state_dict(), second.state.state_dict())
     assert not torch.equal(first.state.S.head.weight, other.state.S.head.weight)
+
+
+def test_validation_sees_one_object_where_the_teacher_does(make):
+    logits, label = torch.zeros(1, 2, 16, 16), np.zeros((1, 16, 16), np.uint8)
+    logits[:, 0] = 3
+    logits[0, 1, 2:8, 2:8] = logits[0, 1, 12:15, 12:15] = 6
+    label[0, 2:8, 2:8] = 1
+    val = ValidationData(np.zeros((1, 16, 16, 3), np.uint8), label)
+
+    class Says(torch.nn.Linear):
+        def forward(self, img):
+            return logits
+
+    binary = LABELS.model_copy(update={"names": LABELS.names[:2], "palette": LABELS.palette[:2]})
+    for setting, expected in (("true", 1.0), ("false", 36 / 45)):
+        trainer = make(f"predict.one_object={setting}")
+        trainer.labels = binary
+        trainer.state.members["S_ema"] = Says(1, 1)
+        assert trainer.validate(val) == pytest.approx(expected)
 
 
 def test_it_learns(make, small_data):

@@ -24,7 +24,7 @@ from semanticgan.nn.unet import PretrainedUNet, UNet
 from semanticgan.precision import resolved
 from semanticgan.predict import Found
 from semanticgan.training.export import card, summary, versions
-from semanticgan.training.run import Interrupted, Run, duration, held, left_tidy, require_new_folder, write_text
+from semanticgan.training.run import Interrupted, Run, duration, held, require_new_folder, write_text
 from semanticgan.training.stages import Plan, pack_data, require_same, restore, tell_report
 from semanticgan.training.student import (
     Samples,
@@ -65,9 +65,9 @@ def distill(
         plan = make_plan(given, teacher, device)
         for note in plan.sources.notes:
             say(note)
-        out.mkdir(parents=True, exist_ok=True)
-        plan.write(out)
-    with left_tidy(out, new=not resume, first_stage="student"), held(out):
+    with held(out, new=not resume):
+        if not resume:
+            plan.write(out)
         try:
             run_student(plan, teacher, model, Run(out, say))
         except (Interrupted, KeyboardInterrupt):

@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,30 +39,33 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def left_tidy(out: Path, new: bool, first_stage: str) -> Iterator[None]:
-    """After a UserError a new run folder in which nothing was trained goes: the mended command must find a free place.
+def held(out: Path, new: bool) -> Iterator[None]:
+    """The run folder for this process alone, made if need be: two would write over each other's checkpoints.
 
-    A full disk becomes a UserError; what was saved stays.
+    After a UserError a `new` one in which nothing was saved goes, as the mended command must find a free place. A full disk
+    becomes a UserError too. Leaves no lock behind, however the process ends.
+    Raises UserError if another process trains there, or if a new one is no longer empty.
     """
-    try:
-        yield
-    except UserError:
-        if new and not (out / "stats.jsonl").exists() and not stage_checkpoints(out, first_stage):
-            shutil.rmtree(out)
-        raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); make room, then go on with --resume") from error
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        if new:
+            require_new_folder(out)  # asked again: another process may have been quicker
+        try:
+            yield
+        except (UserError, OSError) as error:
+            begun = not new or (out / "stats.jsonl").exists() or any((out / "checkpoints").glob("*"))
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not begun and (full or isinstance(error, UserError)):
+                _clear(out)
+            if not full:
+                raise
+            again = "go on with --resume" if begun else "say the command again"
+            raise UserError(f"--out {out}: cannot be written ({error.strerror}); make room, then {again}") from error
 
 
 @contextmanager
-def held(out: Path) -> Iterator[None]:
-    """Keeps a second process out of the run folder, where each would write over the other's checkpoints.
-
-    Raises UserError if another one trains there. Leaves nothing behind, however the process ends. Without effect where the
-    system or the file system knows no locks.
-    """
+def _locked(out: Path) -> Iterator[None]:
+    """Without effect where the system or the file system knows no locks."""
     if fcntl is None:
         yield
         return
@@ -77,6 +80,17 @@ def held(out: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+def _clear(out: Path) -> None:
+    """Remove what is in the folder, and the folder where that is possible: it may be a link, or where a disk is mounted."""
+    for path in out.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        out.rmdir()
 
 
 class Run:
@@ -263,9 +277,11 @@ class Stage:
     def _require_finite(self, means: dict[str, float]) -> None:
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:
+            begun = bool(stage_checkpoints(self.run.folder, self.name))
             raise UserError(
-                f"{self.name} at {self.state.nimg / 1000:.1f} kimg: {bad[0]} is not finite; go on from the last checkpoint "
-                "with --resume, or start again with run.precision=fp32 or smaller learning rates"
+                f"{self.name} at {self.state.nimg / 1000:.1f} kimg: {bad[0]} is not finite; "
+                + ("go on from the last checkpoint with --resume, or " if begun else "")
+                + "start again with run.precision=fp32 or smaller learning rates"
             )
 
 

@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.encoder import ValidationData, new_encoder_state, train_encoder, with_one_object_decided
 from semanticgan.training.export import export_model
 from semanticgan.training.gan import TrainingData, new_gan_state, train_gan
-from semanticgan.training.run import Interrupted, Run, duration, held, left_tidy, require_new_folder, write_text
+from semanticgan.training.run import Interrupted, Run, duration, held, require_new_folder, write_text
 from semanticgan.training.warm_start import warm_start
 
 Say = Callable[[str], None]
@@ -112,18 +112,20 @@ def train(
         for line in describe(plan):
             say(line)
         return
-    with left_tidy(out, new=not resume and world.main, first_stage="gan"):
-        if world.main:
-            out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            stack.enter_context(held(out, new=not resume))
             if not resume:
                 plan.write(out)
-        with held(out) if world.main else nullcontext():
-            run = Run(out, say, world)
-            try:
-                run_stages(plan, run)
-            except Interrupted:
-                run.log(f"saved; go on with: semanticgan train --out {shlex.quote(str(out))} --resume")
-                raise
+
+        world.first(begin)
+        run = Run(out, say, world)
+        try:
+            run_stages(plan, run)
+        except Interrupted:
+            run.log(f"saved; go on with: semanticgan train --out {shlex.quote(str(out))} --resume")
+            raise
 
 
 def find_plan(out: Path, given: dict[str, Any], device: str, resume: bool, processes: int, say: Say) -> Plan:

@@ -212,8 +212,10 @@ class StudentTrainer:
         """Mean over images and foreground classes of IoU at G's resolution, as the encoder's; NaN without images."""
         if len(val.images) == 0:
             return math.nan
-        classes, precision = self.labels.num_classes, self.config.run.precision
-        return float(image_ious(self.state.S_ema, val.images, val.labels, classes, precision)[:, 1:].nanmean())
+        predict = self.config.predict
+        scores = image_ious(self.state.S_ema, val.images, val.labels, self.labels.num_classes, self.config.run.precision,
+                            bool(predict.one_object), bool(predict.convex))  # fmt: skip
+        return float(scores[:, 1:].nanmean())
 
     def picture(self) -> UInt8[np.ndarray, "h w 3"]:
         """What the student is shown next: images above their label maps, ignored pixels white."""

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from semanticgan.config import Precision
+from semanticgan.data.pieces import with_one_object
 from semanticgan.data.stream import Stream, generator
 from semanticgan.data.texture import retexture
 from semanticgan.data.transforms import move, recolour, send, to_float
@@ -150,6 +151,8 @@ def image_ious(
     labels_u8: UInt8[np.ndarray, "n r r"],
     num_classes: int,
     precision: Precision = "auto",
+    one_object: bool = False,  # label maps as `predict` makes them: the likeliest piece alone
+    convex: bool = False,  # and without its dents
 ) -> Float[Tensor, "n k"]:
     """IoU of every image and class; NaN for a class in neither mask nor prediction."""
     device = next(net.parameters()).device
@@ -157,7 +160,8 @@ def image_ious(
     for start in range(0, len(images_u8), 64):
         img = to_float(torch.from_numpy(np.array(images_u8[start : start + 64])).to(device))
         with autocast(device, precision):
-            pred = net(img).argmax(1).cpu()
+            probs = net(img).float().softmax(1)
+        pred = (with_one_object(probs, convex) if one_object else probs).argmax(1).cpu()
         labels = torch.from_numpy(np.array(labels_u8[start : start + 64]))
         scores += [iou(confusion(p, t, num_classes)) for p, t in zip(pred, labels, strict=True)]
     return torch.stack(scores)
