@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accuracy_cells import BASELINES, METHODS, OURS, RATES, RESULTS, SEEDS, SPLITS, TASKS, Cell, minutes, paths, queue
 from accuracy_ours import Ours
@@ -26,7 +27,7 @@ from speed import ROOT, cpu_name, revision, write
 
 from semanticgan import __version__
 from semanticgan.config import DataConfig
-from semanticgan.data.pack import pack
+from semanticgan.data.pack import Packed, pack
 from semanticgan.data.pieces import are_convex, have_one_object
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
@@ -86,12 +87,19 @@ def chosen(args: argparse.Namespace) -> list[Cell]:
 
 def images(cell: Cell, root: Path, resolution: int) -> Images:
     """The cell's labelled and unlabelled images at the networks' resolution."""
-    task, data = TASKS[cell.task], DataConfig(resolution=resolution, channels=TASKS[cell.task].channels)
-    labels = LabelSpec.from_file(root / "classes.json")
-    labeled = pack(root, paths(cell.labeled_list), data=data, labels=labels)
+    task, labeled = TASKS[cell.task], pack_labeled(cell, root, resolution, cell.labeled_list)
     listed = [path for name in task.unlabeled for path in paths(SPLITS / task.name / name)]
-    unlabeled = pack(root, list(dict.fromkeys(listed)), data=data, labels=None)
-    return Images(labeled.images, labeled.labels, unlabeled.images, labels.num_classes, task.symmetry)
+    unlabeled = pack(
+        root, list(dict.fromkeys(listed)), data=DataConfig(resolution=resolution, channels=task.channels), labels=None
+    )
+    classes = LabelSpec.from_file(root / "classes.json").num_classes
+    return Images(labeled.images, labeled.labels, unlabeled.images, classes, task.symmetry)
+
+
+def pack_labeled(cell: Cell, root: Path, resolution: int, file: Path) -> Packed:
+    """The images of a list with their masks."""
+    data = DataConfig(resolution=resolution, channels=TASKS[cell.task].channels)
+    return pack(root, paths(file), data=data, labels=LabelSpec.from_file(root / "classes.json"))
 
 
 def new_method(method: str, seed: int, channels: int, num_classes: int, settings: dict[str, float]) -> Any:
@@ -121,8 +129,9 @@ def train_baseline(cell: Cell, args: argparse.Namespace, settings: dict[str, flo
     steps = round(kimg * 1000 / method.s.batch)
     net, seconds = train(method, batches(method, data, cell.seed), steps, state, lambda line: print(f"  {line}", flush=True))
 
-    shape = {"one_object": have_one_object(data.labels)}  # for all methods alike: `train` reads it off the masks too
-    shape["convex"] = shape["one_object"] and are_convex(data.labels)
+    masks = np.concatenate([data.labels, pack_labeled(cell, root, args.resolution, SPLITS / cell.task / "val.txt").labels])
+    shape = {"one_object": have_one_object(masks)}  # for all methods alike: `train` reads it off the same masks
+    shape["convex"] = shape["one_object"] and are_convex(masks)
 
     def find(stream: Any, views: bool, zoom: bool) -> Any:
         symmetry = task.symmetry if views else "none"

@@ -172,6 +172,15 @@ RATES = RESULTS / "rates.json"  # images a second in training and in scoring, on
 OURS_MINUTES = {"semanticgan-encoder": 25.0, "semanticgan": 10.0, "student": 45.0}  # guesses until there are results
 
 
+def is_own(cell: Cell, part: str) -> bool:
+    """Is that part of a result's seconds the cell's own? Of our rows others share the image GAN, and the run of a draw."""
+    if cell.method == "student":
+        return part == "scoring" or part.endswith("-student")
+    if cell.method == "semanticgan" and cell.unlabeled == "all":
+        return part == "scoring"
+    return not part.startswith("image-gan")
+
+
 def minutes(cell: Cell, known: dict[str, dict], scored: int) -> float:
     """What the cell will take: as long as another of its row, else by the measured rates. `scored`: images of all sets.
 
@@ -180,7 +189,7 @@ def minutes(cell: Cell, known: dict[str, dict], scored: int) -> float:
     row = (cell.task, cell.method, cell.labels, cell.unlabeled)
     alike = [r["seconds"] for r in known.values() if (r["task"], r["method"], r["labels"], r["unlabeled"]) == row]
     if alike:
-        return sum(sum(s.values()) for s in alike) / len(alike) / 60
+        return sum(seconds for s in alike for part, seconds in s.items() if is_own(cell, part)) / len(alike) / 60
     if cell.method in OURS:
         return OURS_MINUTES[cell.method if cell.unlabeled == "all" else "semanticgan-encoder"]
     rates = json.loads(RATES.read_text(encoding="utf-8"))["rates"] if RATES.is_file() else {}

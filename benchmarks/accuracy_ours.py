@@ -32,8 +32,19 @@ STUDENT = ("student.trunk=efficientnet-lite0", "student.widths=[24,32,64,96,128]
 TASK_SETTINGS = {"skin": (), "cxr": ("data.symmetry=flip",)}
 
 
+def seconds_file(run: Path) -> Path:
+    """Beside a run folder: how long its command has run in all, interrupted or not."""
+    return run.with_name(f"{run.name}.seconds")
+
+
+def spent(run: Path) -> float:
+    """What the file says, or 0 where there is none."""
+    file = seconds_file(run)
+    return float(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
+
+
 class Ours:
-    """Runs commands and keeps them, and the seconds of those that had to be run. What is finished is not done again."""
+    """Runs commands, and keeps them and the seconds that each took in all. What is finished is not done again."""
 
     def __init__(self, cell: Cell, root: Path, work: Path, preset: str) -> None:
         self.cell, self.task, self.root, self.preset = cell, TASKS[cell.task], root, preset
@@ -63,6 +74,7 @@ class Ours:
         """A finished run folder: found, gone on with, or new, with the labels and the seed of `cell`."""
         if not (out / "model" / "model.safetensors").is_file():
             self.finish(cell, out, verb, options, settings)
+        self.seconds[out.name] = spent(out)
         command = json.loads((out / "config.json").read_text(encoding="utf-8"))["command"]
         self.commands.append(self.as_known(shlex.split(command)))
         return out
@@ -81,9 +93,12 @@ class Ours:
         words += ["--device", "cpu", "--out", str(out)]
         said = self.as_known(words)
         print(said, flush=True)
+        self.work.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", *words], check=False, env=os.environ)
-        self.seconds[out.name] = round(time.monotonic() - started, 1)
+        try:
+            done = subprocess.run([sys.executable, "-m", *words], check=False, env=os.environ)
+        finally:
+            seconds_file(out).write_text(f"{spent(out) + time.monotonic() - started:.1f}\n", encoding="utf-8")
         if done.returncode:
             raise UserError(f"{said}: exit code {done.returncode}; say the same command again to go on")
 

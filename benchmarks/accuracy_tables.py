@@ -171,9 +171,13 @@ def provenance(results: Results) -> str:
     """Which revisions and machines the cells come from."""
     if not results:
         return "No cell has been run.\n"
-    kinds = sorted({f"{r['machine']}, torch {r['versions']['torch']}, revision {r['git']}" for r in results.values()})
-    hours = sum(sum(r["seconds"].values()) for r in results.values()) / 3600
-    return f"{len(results)} cells, {hours:.1f} hours: " + "; ".join(kinds) + ".\n"
+    about = "{machine}, {precision}, torch {torch}, scored at revision {git}"
+    kinds = sorted({about.format(**r, torch=r["versions"]["torch"]) for r in results.values()})
+    runs = {  # a run of ours that several cells share counts once
+        (name if part in ("training", "scoring") else r["task"], part): seconds
+        for name, r in results.items() for part, seconds in r["seconds"].items()
+    }  # fmt: skip
+    return f"{len(results)} cells, {sum(runs.values()) / 3600:.1f} hours: " + "; ".join(kinds) + ".\n"
 
 
 def write_page(results: Results, page: Path = PAGE) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from semanticgan.errors import UserError
-from semanticgan.files import replacing
+from semanticgan.files import cache_folder, replacing
 
 
 def test_a_file_appears_whole_and_nothing_is_left_beside_it(tmp_path):
@@ -26,3 +26,11 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"), replacing(tmp_path / "file" / "a.txt") as temporary:
         temporary.write_text("")
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("SEMANTICGAN_CACHE", str(tmp_path / "x"))
+    assert cache_folder() == tmp_path / "x"
+    monkeypatch.delenv("SEMANTICGAN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "y"))
+    assert cache_folder() == tmp_path / "y/semanticgan"

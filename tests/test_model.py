@@ -13,7 +13,7 @@ from semanticgan import model as model_module
 from semanticgan.config import InversionConfig, ModelConfig
 from semanticgan.data.synthetic import LABELS, draw_scene
 from semanticgan.errors import UserError
-from semanticgan.model import SemanticGAN, build_networks, find_model, read_scores
+from semanticgan.model import SemanticGAN, build_networks, find_model
 
 
 def build(small_config, *, seed=0, **changes):
@@ -86,6 +86,18 @@ def test_save_and_load_give_the_same_model(model, folder, assert_same):
     loaded.save(folder.parent / "again", "# card\n")
     for name in ("config.json", "model.safetensors"):
         assert (folder.parent / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_card_may_name_any_path(model, tmp_path):
+    model.save(tmp_path / "m", "trained on data\udcff\n")
+    assert (tmp_path / "m" / "README.md").read_text() == "trained on data?\n"
+
+
+def test_a_model_is_saved_where_a_link_leads(model, tmp_path):
+    (tmp_path / "place").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "place")
+    model.save(tmp_path / "link", "")
+    assert (tmp_path / "place" / "model.safetensors").is_file() and (tmp_path / "link").is_symlink()
 
 
 def test_a_model_without_encoder(small_config, tmp_path, images):
@@ -211,11 +223,9 @@ def test_an_unreadable_config(folder, content):
 def test_a_run_folder_means_its_model(folder, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    assert "has exported no model yet" in refused(run) and "--resume" in refused(run)
+    assert "has exported no model yet" in refused(run) and f"`semanticgan info {run}`" in refused(run)
     folder.rename(run / "model")
     assert find_model(run) == find_model(run / "model") == run / "model"
-    (run / "model" / "validation.json").write_text('{"mean": 1}')
-    assert read_scores(run / "model") == {"mean": 1} and read_scores(run) == {}
 
 
 @pytest.mark.parametrize("name", ["nothing", "a/b/c", "./owner/name", "/owner/name", "~/name"])

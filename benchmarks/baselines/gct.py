@@ -1,13 +1,13 @@
 """GCT (Ke et al., arXiv 2008.05258): two networks and a flaw detector, which says where each of them is probably wrong.
 
-From the paper and the authors' code: the flaw detector takes image and prediction, and learns on labelled images the prediction's
-error after blur, dilation, blur and normalisation, by squared distance. On all images each network follows the other where that is
-the more reliable one (dynamic consistency constraint), and has no flaws where both are bad (flaw correction constraint); what is
-bad is read off the detector's map after blur and normalisation. The authors' settings for segmentation: weights 1, 100 and
-10, threshold .6, the consistency's weight rising over 3 of 20 epochs, Adam 1e-4 for the detector. Ours, for 64 px: three layers
-of stride 2 instead of five with layers of stride 1 between them, instance norm throughout instead of on half of the channels, and
-square blurs instead of Gaussian ones; the two networks differ by their first weights. The first one answers, fixed
-beforehand. To be tuned on draw 0 by validation: `correction`, `consistency`.
+From the paper and the authors' code: the flaw detector takes image and prediction, and learns on labelled images the
+prediction's error after blur, dilation, blur and normalisation, by squared distance. On all images each network follows the
+other where that is the more reliable one (dynamic consistency constraint), and has no flaws where both are bad (flaw correction
+constraint); what is bad is read off the detector's map after blur and normalisation. The authors' settings for segmentation:
+weights 1, 100 and 10, threshold .6, the consistency's weight rising over 3 of 20 epochs, Adam 1e-4 for the detector. Ours, for
+64 px: three layers of stride 2 instead of five with layers of stride 1 between them, instance norm throughout instead of on half
+of the channels, and square blurs instead of Gaussian ones; the two networks differ by their first weights. The first one answers,
+fixed beforehand. To be tuned on draw 0 by validation: `correction`, `consistency`.
 """
 
 from dataclasses import dataclass

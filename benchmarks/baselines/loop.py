@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +10,8 @@ import torch
 from torch import nn
 
 from baselines.batches import Batch, Batches
+from semanticgan.errors import UserError
+from semanticgan.precision import resolved
 from semanticgan.training.checkpoint import State, load_checkpoint, save_checkpoint
 from semanticgan.training.supervised import learning_rate
 
@@ -18,6 +21,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 300
 class Method(Protocol):
     """What is trained: `update` is one step. `members` are remembered; `answer` segments in the end."""
 
+    s: Any  # a dataclass of numbers, its settings
     members: dict[str, Any]  # networks and optimisers
     answer: nn.Module
 
@@ -40,12 +44,17 @@ def train(
 ) -> tuple[nn.Module, float]:
     """`steps` updates; the network that segments, in evaluation mode, and the seconds that it took.
 
+    Raises UserError where the checkpoint is of other settings, another length or another precision.
+
     The last step's weights count: nothing is chosen here. A function of (method, batches, steps), interrupted or not; leaves
     the global random state alone.
     """
-    state = State(method.members, {"step": 0, "seconds": 0.0})
+    about = {**asdict(method.s), "steps": steps, "bf16": float(resolved("auto", "cpu") == "bf16")}
+    state = State(method.members, {"step": 0, "seconds": 0.0, **about})
     if checkpoint is not None and checkpoint.is_file():
         state.load_state_dict(load_checkpoint(checkpoint))
+        if other := [f"{k} {state.numbers[k]:g} instead of {v:g}" for k, v in about.items() if state.numbers[k] != v]:
+            raise UserError(f"{checkpoint}: was begun with {', '.join(other)}; delete it to begin again")
     last = saved = time.monotonic()
     with torch.random.fork_rng(devices=[]):
         while state.step < steps:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the folder of copies that can be made again."""
 
 import os
 import threading
@@ -7,6 +7,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from semanticgan.errors import UserError
+
+
+def cache_folder() -> Path:
+    """$SEMANTICGAN_CACHE, else semanticgan below the user's cache folder."""
+    given = os.environ.get("SEMANTICGAN_CACHE")
+    return Path(given).expanduser() if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semanticgan"
 
 
 @contextmanager

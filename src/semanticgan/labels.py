@@ -85,6 +85,11 @@ class LabelSpec(BaseModel):
     def num_classes(self) -> int:
         return len(self.names)
 
+    def classes_file(self) -> dict[str, object]:
+        """What classes.json holds."""
+        classes = [{"name": name, "color": list(colour)} for name, colour in zip(self.names, self.palette, strict=True)]
+        return {"classes": classes, "ignore": IGNORE_INDEX}
+
     def to_index(self, values: np.ndarray) -> np.ndarray:
         """Raw mask values [H, W] -> class map uint8 [H, W] with 255 where ignored.
 

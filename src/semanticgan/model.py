@@ -1,6 +1,5 @@
 """SemanticGAN: a trained model and what it can do. Everything outside the package's core goes through this class."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -193,7 +192,7 @@ class SemanticGAN:
     # ------------------------------------------------------------ files
 
     def save(self, folder: Path | str, card: str | None = None) -> None:
-        """Write config.json, model.safetensors (float16) and README.md; the folder appears whole or not at all.
+        """Write config.json, model.safetensors (float16) and README.md; a new folder appears whole or not at all.
 
         `card` is the README's text; by default that of the folder which the model was loaded from.
         Raises UserError when the place cannot be written or holds something else than a model.
@@ -214,10 +213,13 @@ class SemanticGAN:
             save_file(tensors, temporary / "model.safetensors")
             (temporary / "model.safetensors").chmod(0o644)  # the library keeps it to its owner
             (temporary / "config.json").write_text(self.config.to_json(), encoding="utf-8")
-            (temporary / "README.md").write_text(self.card if card is None else card, encoding="utf-8")
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in temporary.iterdir():
-                file.replace(folder / file.name)
+            card_text = self.card if card is None else card
+            (temporary / "README.md").write_text(card_text, encoding="utf-8", errors="replace")  # it may name any path
+            try:
+                temporary.rename(folder)  # whole at once, where there is nothing yet or an empty folder
+            except OSError:
+                for file in temporary.iterdir():
+                    file.replace(folder / file.name)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{folder}: the model cannot be written ({error}); name another folder or make room") from None
         finally:
@@ -305,7 +307,7 @@ def find_model(source: Path | str) -> Path:
         if (folder / "stats.jsonl").exists() or (folder / "checkpoints").is_dir():
             if not inner.is_dir():
                 raise UserError(
-                    f"{folder}: this run has exported no model yet; finish it: semanticgan train --out {folder} --resume"
+                    f"{folder}: this run has exported no model yet; `semanticgan info {folder}` says how to go on with it"
                 )
             folder = inner
         return _complete(folder)
@@ -340,9 +342,3 @@ def distance_rank(distance: float | None, quantiles: Sequence[float]) -> float |
     if distance is None or len(quantiles) < 2:
         return None
     return round(float(np.interp(distance, quantiles, np.linspace(0, 1, len(quantiles)))), 4)
-
-
-def read_scores(folder: Path) -> dict[str, object]:
-    """The validation scores that a run left beside its model, or {}."""
-    path = folder / "validation.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

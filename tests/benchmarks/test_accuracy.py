@@ -188,8 +188,19 @@ def result(cell, iou):
     return {
         **dataclasses.asdict(cell),
         "settings": {}, "imagenet": False, "seconds": {"training": 3600.0}, "readings": readings,
-        "machine": "X", "versions": {"torch": "2"}, "git": "abc",
+        "machine": "X", "precision": "fp32", "versions": {"torch": "2"}, "git": "abc",
     }  # fmt: skip
+
+
+def test_shared_runs_count_once():
+    results = {}
+    for method, parts in (("semanticgan", {}), ("student", {"40-seed0-student": 1800.0})):
+        cell = Cell("skin", method, "40", 0)
+        parts |= {"image-gan": 3600.0, "40-seed0": 1800.0, "scoring": 360.0}
+        results[cell.name] = result(cell, [0.5]) | {"seconds": parts}
+    assert "2 cells, 2.2 hours" in accuracy_tables.provenance(results)
+    known = {method: accuracy_cells.minutes(Cell("skin", method, "40", 1), results, 0) for method in ("semanticgan", "student")}
+    assert known == {"semanticgan": 6, "student": 36}
 
 
 def test_tables_from_two_results(tmp_path):
@@ -201,7 +212,7 @@ def test_tables_from_two_results(tmp_path):
     assert "| U-Net, ResNet-34 | no | .700 ± .141 (2 of 3) | .700 ± .141 (2 of 3) [.493] |" in text  # sd of .6 and .8
     assert "not run [.714]" in text  # the paper's SemanticGAN, beside a cell that was not run
     assert text.count("### skin, 200 labels: ") == text.count("### skin, 200 labels: IoU, no cell has been run") == 1
-    assert "2 cells, 2.0 hours: X, torch 2, revision abc." in text
+    assert "2 cells, 2.0 hours: X, fp32, torch 2, scored at revision abc." in text
     for block in text.split("\n\n"):
         lines = [line for line in block.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) <= 1

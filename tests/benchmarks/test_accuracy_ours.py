@@ -67,7 +67,8 @@ def test_commands_in_their_order_and_once(given, tmp_path):
 
     again = Ours(replace(cell, method="semanticgan"), tmp_path / "data", tmp_path, "cpu64")
     again.train()
-    assert again.commands == ours.commands[:2] and len(given) == 3 and again.seconds == {}
+    assert again.commands == ours.commands[:2] and len(given) == 3
+    assert list(ours.seconds) == ["image-gan", "35-seed2", "35-seed2-student"] and list(again.seconds) == list(ours.seconds)[:2]
     Ours(replace(cell, seed=1), tmp_path / "data", tmp_path, "cpu64").train()
     assert [value(words, "--out").rpartition("/")[2] for words in given[3:]] == ["35-seed1", "35-seed1-student"]
 
@@ -77,8 +78,11 @@ def test_an_interrupted_run_goes_on(given, tmp_path):
     for name in ("image-gan", "40-seed0"):
         (tmp_path / "skin" / name).mkdir(parents=True)
         (tmp_path / "skin" / name / "config.json").write_text('{"command": "semanticgan train"}')
-    Ours(cell, tmp_path / "data", tmp_path, "cpu64").train()
+    (tmp_path / "skin" / "40-seed0.seconds").write_text("1000.0\n")
+    ours = Ours(cell, tmp_path / "data", tmp_path, "cpu64")
+    ours.train()
     assert [words[:2] for words in given] == [["train", "--resume"]] * 2
+    assert 1000 <= ours.seconds["40-seed0"] < 1100 and ours.seconds["image-gan"] < 100  # of all sessions together
 
 
 def test_a_command_that_fails_is_said(given, tmp_path, monkeypatch):

@@ -73,6 +73,12 @@ def test_a_few_steps_repeat_whether_interrupted_or_not(kind, batches, tmp_path, 
     assert all(torch.isfinite(p).all() for p in resumed.parameters())
 
 
+def test_a_state_of_other_settings_is_refused(batches, tmp_path):
+    train(new_method(Supervised), batches, 1, tmp_path / "state.pt")
+    with pytest.raises(UserError, match=r"state\.pt: was begun with steps 1 instead of 2; delete it"):
+        train(new_method(Supervised), batches, 2, tmp_path / "state.pt")
+
+
 @pytest.mark.parametrize("kind", METHODS)
 def test_every_network_of_a_method_learns(kind, batches):
     method = new_method(kind)

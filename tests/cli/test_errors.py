@@ -73,6 +73,10 @@ def spoil_image(path: Path, how: str) -> None:
 # ---------------------------------------------------------------- folders and images
 
 
+def test_a_contact_sheet_among_the_images(refused, data):
+    assert "would be taken for one of the images" in refused("check", data, "--sheet", data / "images" / "sheet.png")
+
+
 @pytest.mark.parametrize("verb", ["check", "train", "evaluate"])
 @pytest.mark.parametrize("what", ["missing", "empty", "a file"])
 def test_data_folder(refused, model_folder, tmp_path, out, verb, what):

@@ -114,7 +114,12 @@ def test_info_of_a_run_says_how_to_go_on(command, tmp_path, model_folder):
     assert "last: stage encoder, kimg 3, val_iou 0.5123\n" in done.out
     assert f"semanticgan train --out '{folder}' --resume" in done.out
     shutil.copytree(model_folder, folder / "model")
+    group = {"iou": {"background": 0.9, "cell": 0.5}, "dice": {"background": 0.95, "cell": None}, "miou": 0.7, "accuracy": 0.8}
+    spans = {kind: dict.fromkeys(group[kind], (0.1, 0.9)) for kind in ("iou", "dice")}
+    spans |= {"miou": (0.1, 0.9), "accuracy": (0.1, 0.9)}
+    (folder / "validation.json").write_text(json.dumps({"num_images": 2, "mean": group, "interval95": spans, "cases": []}))
     done = command("info", folder)
+    assert "validation, 2 images: iou background 0.9, iou cell 0.5, dice background 0.95, miou 0.7, accuracy 0.8\n" in done.out
     assert "finished" in done.out and "model: " in done.out and "--resume" not in done.out
 
 

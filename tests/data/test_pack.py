@@ -9,7 +9,7 @@ from PIL import Image
 from semanticgan.config import DataConfig
 from semanticgan.data import pack as pack_module
 from semanticgan.data.dataset import read_image, read_mask
-from semanticgan.data.pack import cache_folder, detect_channels, pack
+from semanticgan.data.pack import detect_channels, pack
 from semanticgan.data.sources import mask_path
 from semanticgan.data.transforms import fit_image, fit_label
 from semanticgan.errors import UserError
@@ -222,14 +222,6 @@ def test_packs_unused_for_a_month_go(files):
     os.utime(old / "index.json", (1e9, 1e9))
     pack(root, paths[:5], data=DATA, labels=None, cache=cache)
     assert not old.exists() and len([*cache.iterdir()]) == 1
-
-
-def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("SEMANTICGAN_CACHE", str(tmp_path / "x"))
-    assert cache_folder() == tmp_path / "x"
-    monkeypatch.delenv("SEMANTICGAN_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "y"))
-    assert cache_folder() == tmp_path / "y/semanticgan"
 
 
 def test_channels(tmp_path):

@@ -78,6 +78,13 @@ def test_the_same_file_has_one_name_through_links_and_dots(root, tmp_path):
     assert list_images(link, str(root / "images")) == [f"images/a{k:02}.jpg" for k in range(12)]
 
 
+def test_contact_sheets_are_no_images(root):
+    before = list_images(root, str(root))
+    for folder in (root, root / "images"):
+        (folder / "contact_sheet.png").touch()
+    assert list_images(root, str(root)) == before
+
+
 def test_a_folder_that_links_to_itself_ends(root):
     (root / "images/loop").symlink_to(root)
     assert len(list_images(root, "images")) < 40
@@ -92,7 +99,7 @@ def test_a_linked_folder_keeps_its_own_name(root, tmp_path):
     assert "linked/images/b.png" in list_images(root, str(root))
 
 
-@pytest.mark.parametrize("spec", ["none", "no/such.txt", "x" * 5000, "nul\0byte"])
+@pytest.mark.parametrize("spec", ["none", "no/such.txt", "x" * 5000, "nul\0byte", "~nobody-of-this-name/a.png"])
 def test_missing_list_or_folder(root, spec):
     with pytest.raises(UserError, match="no such file or folder"):
         list_images(root, spec)

@@ -62,6 +62,15 @@ def test_folders_of_any_names_and_binary_masks(tmp_path):
     ).read_bytes()
 
 
+def test_a_mask_belongs_to_one_image(tmp_path):
+    img, label = scene(0)
+    for name in ("img/a.jpg", "img/a.png"):
+        save(tmp_path / "in" / name, img)
+    save(tmp_path / "in" / "masks" / "a.png", label)
+    _, said = converted(tmp_path / "in", tmp_path / "out")
+    assert "2 images, 1 of them with label maps" in said[0]
+
+
 def test_usual_names_are_found(tmp_path):
     img, label = scene(0)
     save(tmp_path / "in" / "imgs" / "a.png", img)

@@ -11,7 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from semanticgan.config import STUDENT, ModelConfig, read_model_config
 from semanticgan.errors import UserError
-from semanticgan.model import find_model, read_scores
+from semanticgan.model import find_model
+from semanticgan.scores import Scores
+from semanticgan.training.stages import read_paths
 
 
 def describe(name: str) -> Iterator[str]:
@@ -28,7 +30,7 @@ def _run_lines(folder: Path) -> Iterator[str]:
     plan = _read(folder / "config.json")
     try:
         config, labels = plan["config"], plan["labels"]
-        counts = {role: len((folder / f"{role}.txt").read_text("utf-8").splitlines()) for role in ("labeled", "unlabeled", "val")}
+        counts = {role: len(read_paths(folder / f"{role}.txt")) for role in ("labeled", "unlabeled", "val")}
         yield f"run: {folder}"
         yield f"command: {plan['command']}"
         yield (
@@ -46,6 +48,9 @@ def _run_lines(folder: Path) -> Iterator[str]:
         raise UserError(f"{folder / 'config.json'}: not the config.json of a run ({error!r}); expected a run folder") from None
     last = _last_statistics(folder / "stats.jsonl")
     yield f"last: {_numbers(last)}" if last else "last: nothing yet, the run is before its first tick"
+    if (folder / "validation.json").is_file():
+        scores = Scores.read(folder / "validation.json")
+        yield f"validation, {scores.num_images} images: {_numbers(scores.mean.model_dump())}"
     verb = f"distill {shlex.quote(plan['start_from'])}" if student else "train"
     if (folder / "model").is_dir() and not student:
         yield f"finished; to add labels or images: semanticgan train --data DATA --from {_quoted(folder)} --out NEW"
@@ -71,9 +76,6 @@ def _model_lines(folder: Path, name: str) -> Iterator[str]:
     versions = ", ".join(f"{package} {version}" for package, version in config.versions.items())
     if versions:
         yield f"made with: {versions}"
-    scores = read_scores(folder)
-    if scores:
-        yield f"validation: {_numbers(scores)}"
     card = folder / "README.md"
     if card.is_file():
         yield f"card: {card}"

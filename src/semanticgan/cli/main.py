@@ -82,7 +82,7 @@ PRESETS = "tiny32, cpu64, cpu128, paper256, or auto (default): by images and dev
 
 DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of the images.", show_default=False)]
 ImageList = Annotated[str, typer.Option("--list", metavar="X", help=LIST.removesuffix(MORE), show_default=False)]
-Sheet = Annotated[Path, typer.Option(metavar="FILE", help="Where the contact sheet goes.")]
+Sheet = Annotated[Path | None, typer.Option(metavar="FILE", help="Where the contact sheet goes; default contact_sheet.png.")]
 
 Preset = Annotated[str | None, typer.Option(metavar="NAME", help=PRESETS)]
 From = Annotated[str | None, typer.Option("--from", metavar="RUN_OR_MODEL", help="Start G, D and E from these.")]
@@ -136,7 +136,7 @@ def check(
     labeled: Labeled = [],  # noqa: B006
     unlabeled: Unlabeled = [],  # noqa: B006
     val: Val = [],  # noqa: B006
-    sheet: Sheet = Path("contact_sheet.png"),
+    sheet: Sheet = None,
 ) -> None:
     """Say what is in a folder and what is wrong with it.
 
@@ -144,8 +144,12 @@ def check(
     """
     from semanticgan.cli.output import require_file
     from semanticgan.data.check import check as check_data
+    from semanticgan.data.sources import CONTACT_SHEET
 
+    sheet = sheet or Path(CONTACT_SHEET)
     require_file(sheet, "--sheet")
+    if sheet.name != CONTACT_SHEET and data.resolve() in sheet.resolve().parents:
+        raise UserError(f"--sheet {sheet}: would be taken for one of the images of {data}; name a place outside of it")
     report = check_data(data, labeled, unlabeled, val, sheet)
     for line in [*report.lines, *(f"warning: {warning}" for warning in report.warnings)]:
         say(line)

@@ -9,7 +9,7 @@ import numpy as np
 from semanticgan import __version__
 from semanticgan.cli.output import require_new, write_text
 from semanticgan.config import DataConfig, ModelConfig, NetworkConfig, build_config
-from semanticgan.labels import IGNORE_INDEX, LabelSpec
+from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN
 from semanticgan.reference_weights import read_reference
 from semanticgan.visuals import grid, save_label_png, save_png, to_rgb
@@ -32,14 +32,9 @@ def write_samples(name: str, num: int, out: Path, *, seed: int, truncation_psi: 
             pairs.append(np.concatenate([to_rgb(img), model.labels.to_colour(label)]))
         if (k + 1) % 500 == 0:
             say(f"{k + 1} of {num} pairs")
-    write_text(out / "classes.json", classes_json(model.labels))
+    write_text(out / "classes.json", json.dumps(model.labels.classes_file()) + "\n")
     save_png(out / "grid.png", grid(pairs, GRID_COLUMNS))
     say(f"{num} images with their label maps: {out}/images, {out}/masks; the first ones at a glance: {out}/grid.png")
-
-
-def classes_json(labels: LabelSpec) -> str:
-    classes = [{"name": name, "color": list(colour)} for name, colour in zip(labels.names, labels.palette, strict=True)]
-    return json.dumps({"classes": classes, "ignore": IGNORE_INDEX}) + "\n"
 
 
 def import_reference(checkpoint: Path, out: Path, *, say: Say) -> None:

@@ -116,7 +116,7 @@ def _segment(
             item, pixels = reader.waiting.popleft()
             result = model.segmentation(found)
             rows[item] = _row(model, item, result)
-            pending.append(pool.submit(_write_result, model.labels, item, pixels, result, out))
+            pending.append(pool.submit(_write_result, model.labels, item, pixels, result.label, result.reconstruction, out))
             if len(pending) > 2 * WRITERS:
                 pending.popleft().result()
             if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
@@ -127,12 +127,14 @@ def _segment(
     return [_Outcome(rows.get(item), reader.problems.get(item), item in reader.stretched) for item in items]
 
 
-def _write_result(labels: LabelSpec, item: Input, pixels: np.ndarray, result: "Segmentation", out: Path) -> None:
+def _write_result(
+    labels: LabelSpec, item: Input, pixels: np.ndarray, label: np.ndarray, reconstruction: np.ndarray | None, out: Path
+) -> None:
     file = f"{item.name}.png"
-    save_label_png(out / "masks" / file, result.label, labels)
-    save_png(out / "overlays" / file, overlay(pixels, result.label, labels))
-    if result.reconstruction is not None:
-        save_png(out / "reconstructions" / file, result.reconstruction)
+    save_label_png(out / "masks" / file, label, labels)
+    save_png(out / "overlays" / file, overlay(pixels, label, labels))
+    if reconstruction is not None:
+        save_png(out / "reconstructions" / file, reconstruction)
 
 
 def _row(model: "SemanticGAN", item: Input, result: "Segmentation") -> dict[str, Any]:

@@ -21,6 +21,7 @@ from semanticgan.data.dataset import MAX_PROBLEMS, is_grey, load_picture, raise_
 from semanticgan.data.sources import mask_path
 from semanticgan.data.transforms import fit_image, fit_label
 from semanticgan.errors import UserError
+from semanticgan.files import cache_folder
 from semanticgan.labels import LabelSpec
 
 VERSION = 1  # part of the key: raise it when the packed bytes change
@@ -36,12 +37,6 @@ class Packed:
     labels: np.memmap | None  # uint8 [N, R, R], 255 where ignored
     left_out: tuple[str, ...]  # a message for each image that could not be read
     notes: tuple[str, ...] = ()  # lines to say aloud
-
-
-def cache_folder() -> Path:
-    """$SEMANTICGAN_CACHE, else semanticgan below the user's cache folder."""
-    given = os.environ.get("SEMANTICGAN_CACHE")
-    return Path(given).expanduser() if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semanticgan"
 
 
 def _stat_line(path: Path) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from semanticgan.data.dataset import raise_problems
 from semanticgan.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+CONTACT_SHEET = "contact_sheet.png"  # of `check`: no image of the data, wherever it lies
 
 
 @dataclass(frozen=True)
@@ -71,23 +73,22 @@ def list_images(root: Path, spec: str) -> list[str]:
 
 
 def _look_up(root: Path, text: str) -> Path | None:
-    for path in (Path(text).expanduser(), root / text):
-        try:
-            if path.exists():
+    for find in (lambda: Path(text).expanduser(), lambda: root / text):
+        with suppress(OSError, ValueError, RuntimeError):  # a name too long, with a null byte, or of a user who is not there
+            if (path := find()).exists():
                 return path
-        except (OSError, ValueError):  # a name too long, or with a null byte
-            return None
     return None
 
 
 def _below(folder: Path) -> list[str]:
-    """Every image file below a folder, folders named `masks` and hidden ones left out; links are followed once."""
+    """Every image file below a folder; folders named `masks`, what is hidden and contact sheets left out; links followed once."""
     images, seen = [], set()
     for here, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
         folders[:] = [] if real in seen else sorted(f for f in folders if f != "masks" and not f.startswith("."))
         if real not in seen:
-            images += [os.path.join(here, f) for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")]
+            shown = (f for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".") and f != CONTACT_SHEET)
+            images += [os.path.join(here, f) for f in shown]
         seen.add(real)
     return sorted(images)
 

@@ -13,7 +13,6 @@ from semanticgan.formats import annotations, dicom, folders, layouts, nnunet, vo
 from semanticgan.formats.sets import (
     ImageSet,
     Options,
-    classes_content,
     new_folder,
     place_image,
     read_items,
@@ -37,7 +36,7 @@ def write_data(content: ImageSet, out: Path) -> None:
     if IGNORE_INDEX in values <= {0, IGNORE_INDEX}:
         raise UserError("masks: got none but background and ignored pixels, which would read as class 1; label some pixels")
     if content.classes_known:
-        write_json(out / "classes.json", classes_content(content.labels))
+        write_json(out / "classes.json", content.labels.classes_file())
     for name, items in content.lists.items():
         (out / f"{name}.txt").write_text("".join(f"images/{i}{suffixes[i]}\n" for i in items), encoding="utf-8")
     if content.volumes:

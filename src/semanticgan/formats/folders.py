@@ -73,10 +73,10 @@ def pair_files(images: Path, masks: Path | None, suffixes: Sequence[str]) -> dic
     matched: dict[str, Path] = {}
     for name in found:
         for key in (item_name(PurePosixPath(name), ""), stem_of(name, suffixes)):
-            if key in left and key not in matched.values():
-                matched[name] = left[key]
+            if key in left:
+                matched[name] = left.pop(key)
                 break
-    stray = [path for path in left.values() if path not in set(matched.values())]
+    stray = list(left.values())
     raise_problems([f"{path}: mask without image; expected one of the same stem below {images}" for path in stray])
     names = distinct([stem_of(name, suffixes) for name in found])
     return {new: (path, matched.get(name)) for new, (name, path) in zip(names, found.items(), strict=True)}

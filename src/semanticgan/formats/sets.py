@@ -234,12 +234,6 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-def classes_content(labels: LabelSpec) -> dict[str, Any]:
-    """What classes.json holds."""
-    classes = [{"name": name, "color": list(colour)} for name, colour in zip(labels.names, labels.palette, strict=True)]
-    return {"classes": classes, "ignore": IGNORE_INDEX}
-
-
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to write to that gets the name `out` (absent or empty so far) when all went well, else goes away."""

@@ -22,7 +22,6 @@ from semanticgan.formats.sets import (
     ImageSet,
     Item,
     Options,
-    classes_content,
     given_labels,
     read_items,
     read_json,
@@ -297,7 +296,7 @@ def write_nifti(content: ImageSet, out: Path) -> None:
         if labels is not None:
             save_volume(out / "labels" / f"{name}.nii.gz", labels, geometry)
     if content.classes_known:
-        write_json(out / "classes.json", classes_content(content.labels))
+        write_json(out / "classes.json", content.labels.classes_file())
 
 
 def grey(images: np.ndarray) -> np.ndarray:

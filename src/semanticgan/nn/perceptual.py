@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from semanticgan.errors import UserError
+from semanticgan.files import cache_folder
 
 Net = Literal["alex", "vgg"]
 
@@ -43,10 +44,10 @@ _MEMBERS = {
 
 
 def weights_path(net: Net) -> Path:
-    """Where the network's weights lie: AlexNet's in the package, VGG's in $SEMANTICGAN_CACHE or ~/.cache/semanticgan."""
+    """Where the network's weights lie: AlexNet's in the package, VGG's in the cache folder."""
     if net == "alex":
         return Path(__file__).parent / "weights" / "lpips_alex.safetensors"
-    return Path(os.environ.get("SEMANTICGAN_CACHE") or Path.home() / ".cache" / "semanticgan") / "lpips_vgg.safetensors"
+    return cache_folder() / "lpips_vgg.safetensors"
 
 
 class _UnitLength(torch.autograd.Function):

@@ -91,7 +91,8 @@ def summary(scores: dict[str, Any]) -> str:
         f"{name} IoU {mean['iou'][name]:.4f} Dice {mean['dice'][name]:.4f}"
         for name in list(mean["iou"])[1:] if mean["iou"][name] is not None
     ]  # fmt: skip
-    return f"validation, {scores['num_images']} images: " + "; ".join([*named, f"mIoU {mean['miou']:.4f}"])
+    all_classes = [] if mean["miou"] is None else [f"mIoU {mean['miou']:.4f}"]  # None: every pixel is ignored
+    return f"validation, {scores['num_images']} images: " + "; ".join([*named, *all_classes])
 
 
 def card(
@@ -152,7 +153,7 @@ def front_matter(sources: Sources, scores: dict[str, Any]) -> str:
         "license": "other", "license_name": "terms-of-the-training-data",
         "tags": ["semantic-segmentation", "semi-supervised", "stylegan2"],
     }  # fmt: skip
-    if scores:
+    if scores and scores["mean"]["miou"] is not None:
         data = Path(sources.root).name or "data"
         result = {
             "task": {"type": "image-segmentation"},

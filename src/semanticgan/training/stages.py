@@ -235,14 +235,16 @@ def require_same(plan: Plan, given: dict[str, Any]) -> None:
     if given["data"] is not None and Path(os.path.abspath(given["data"])) != plan.sources.root:
         wrong.append(f"--data: got {given['data']}, the run has {plan.sources.root}")
     if given["start_from"] and plan.start_from not in (given["start_from"], os.path.abspath(given["start_from"])):
-        wrong.append(f"--from: got {given['start_from']}, the run has {plan.start_from}")
+        option = "MODEL" if config.preset == STUDENT else "--from"
+        wrong.append(f"{option}: got {given['start_from']}, the run has {plan.start_from}")
     if given["labeled"] or given["unlabeled"] or given["val"]:
         asked_sources = find_sources(plan.sources.root, given["labeled"], given["unlabeled"], given["val"])
         for name in ("labeled", "unlabeled", "val"):
             if given[name] and set(getattr(asked_sources, name)) != set(getattr(plan.sources, name)):
                 wrong.append(f"--{name}: got other images than the run has")
     if wrong:
-        raise UserError("\n".join(f"{w}; with --resume give --out alone, or start a new run" for w in wrong))
+        enough = "MODEL and --out" if config.preset == STUDENT else "--out"
+        raise UserError("\n".join(f"{w}; with --resume give {enough} alone, or start a new run" for w in wrong))
 
 
 def describe(plan: Plan) -> list[str]:

@@ -211,10 +211,12 @@ const save = tried(async () => {
   const text = `Saved ${done.mask}` + (done.kept ? `; the mask before is ${done.kept}.` : '.')
   $('saved').textContent = text
   say(`${text} ${done.labeled} of ${done.total} images have a mask.`)
+  queue = queue.filter(name => name !== inFolder)
+  if (open?.inFolder !== inFolder) return  // another image has been opened meanwhile
   offerLabel('in the folder', body, width, height)
   $('mask').value = open.masks.findIndex(mask => mask.name === 'in the folder')
-  queue = queue.filter(name => name !== inFolder)
-  if (open?.inFolder === inFolder) { open.changes = 0; open.labeled = true }
+  open.changes = 0
+  open.labeled = true
 })
 
 function next() {
