@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from semanticgan.config import InversionConfig, ModelConfig
 from semanticgan.data.sources import Sources
 from semanticgan.data.synthetic import LABELS
-from semanticgan.training.export import card
+from semanticgan.training.export import card, summary
 
 SCORES = {
     "num_images": 2,
@@ -39,6 +39,14 @@ def test_front_matter(write):
     assert found.text.strip().startswith("# SemanticGAN model")
     for words in ("semanticgan train --data skin", "0.5123", "Seed 3", "1 labelled and 2 unlabelled", "## Limits"):
         assert words in found.text
+
+
+def test_where_every_validation_pixel_is_ignored(write):
+    none = dict.fromkeys(SCORES["mean"]["iou"])
+    spans = {"iou": dict.fromkeys(none, (None, None))}
+    scores = {"num_images": 2, "mean": {"iou": none, "dice": none, "miou": None, "accuracy": None}, "interval95": spans}
+    assert ModelCard(write(scores)).data.eval_results is None
+    assert summary(scores) == "validation, 2 images: no pixel that counts"
 
 
 def test_without_scores(write):

@@ -207,7 +207,7 @@ def test_a_student_is_no_teacher_and_runs_are_kept_apart(call, teacher, scenes, 
         call(model=str(out), out=tmp_path / "second")
     with pytest.raises(UserError, match="is a run of train, not of distill"):
         call(**RESUME, out=teacher)
-    with pytest.raises(UserError, match="with --resume give --out alone"):
+    with pytest.raises(UserError, match="with --resume give MODEL and --out alone"):
         call(**RESUME | {"model": str(out)})
     for changes, word in (({"kimg": 3.0}, "student.kimg: got 3.0"), ({"seed": 4}, "--seed: got 4")):
         with pytest.raises(UserError, match=word):

@@ -91,8 +91,9 @@ def summary(scores: dict[str, Any]) -> str:
         f"{name} IoU {mean['iou'][name]:.4f} Dice {mean['dice'][name]:.4f}"
         for name in list(mean["iou"])[1:] if mean["iou"][name] is not None
     ]  # fmt: skip
-    all_classes = [] if mean["miou"] is None else [f"mIoU {mean['miou']:.4f}"]  # None: every pixel is ignored
-    return f"validation, {scores['num_images']} images: " + "; ".join([*named, *all_classes])
+    if mean["miou"] is not None:
+        named.append(f"mIoU {mean['miou']:.4f}")
+    return f"validation, {scores['num_images']} images: {'; '.join(named) or 'no pixel that counts'}"
 
 
 def card(
