@@ -134,7 +134,7 @@ class Ours:
         plan = Plan.read(run)
         config: Config = plan.config
         saved = load_checkpoint(stage_checkpoints(run, "gan")[-1])["members"]
-        fresh = new_gan_state(config, plan.labels.num_classes, config.data.channels or 3, "cpu").state_dict()["members"]
+        fresh = new_gan_state(config, plan.labels.num_classes, config.data.num_channels, "cpu").state_dict()["members"]
         members = {name: saved[name] for name in ("G", "G_ema", "D_img")} | {"D_seg": fresh["D_seg"]}
         (base / "checkpoints").mkdir(parents=True, exist_ok=True)
         save_checkpoint(base / "checkpoints" / "gan-000000000.pt", {"members": members, "numbers": {"nimg": 0}})

@@ -44,7 +44,7 @@ class PlainInversion:
 
     def __init__(self, model: SemanticGAN, steps: int) -> None:
         self.G, self.E = plain.make_plain(model.G), plain.make_plain(model.E)
-        self.lpips, self.prior = plain.vgg_lpips(), model.whitening
+        self.lpips, self.prior = plain.vgg_lpips(), model.prior
         self.config, self.steps = model.config.inversion, steps
 
     def __call__(self, img: Tensor, refine: bool = True) -> Prediction:
@@ -80,7 +80,7 @@ def measure(predictor: Predictor, model: SemanticGAN, root: Path, images: list[s
     def find(stream: Iterable[np.ndarray]) -> Iterator[Found]:
         return predict(timed, stream, resolution=data.resolution, fit=data.fit)
 
-    scores = Scores.model_validate(evaluate(find, root, images, model.labels, data.channels or 3))
+    scores = Scores.model_validate(evaluate(find, root, images, model.labels, data.num_channels))
     return {"iou": float(np.nanmean([case.foreground_iou for case in scores.cases])), "seconds": timed.seconds / len(images)}
 
 

@@ -119,7 +119,7 @@ def write_base(run: Path, out: Path) -> None:
     if not found:
         raise UserError(f"--run {run}: has no checkpoint of G; name a finished run folder")
     saved = load_checkpoint(found[-1])["members"]
-    fresh = new_gan_state(config, labels.num_classes, config.data.channels or 3, "cpu").state_dict()["members"]
+    fresh = new_gan_state(config, labels.num_classes, config.data.num_channels, "cpu").state_dict()["members"]
     for name in ("G", "G_ema"):
         saved[name] |= {key: value for key, value in fresh[name].items() if ".to_seg." in key}
     members = {"G": saved["G"], "G_ema": saved["G_ema"], "D_img": saved["D_img"], "D_seg": fresh["D_seg"]}

@@ -12,7 +12,7 @@ from semanticgan.config import ModelConfig
 from semanticgan.errors import UserError
 from semanticgan.evaluation import evaluate
 from semanticgan.model import SemanticGAN, build_networks
-from semanticgan.report import verdict, write_report
+from semanticgan.report import verdict, worst_and_median, write_report
 from semanticgan.scores import Scores
 from semanticgan.visuals import ERRORS, error_map, save_png
 
@@ -153,6 +153,16 @@ def test_plain_words_about_the_distance():
     assert verdict(score, score + 0.1 * noise).startswith("No, the other way round:")
     assert verdict(score, -score + 0.5 * noise).startswith("In part:")
     assert verdict(score, np.ones(200)).startswith("Not here:")
+
+
+@pytest.mark.parametrize(("count", "median"), [(3, []), (5, []), (7, [4]), (8, [4, 5]), (12, [4, 5, 6, 7]), (21, [8, 9, 10, 11])])
+def test_the_median_cases_lie_round_the_middle(finished, count, median):
+    case = Scores.read(finished / "validation.json").cases[0]
+    cases = [case.model_copy(update={"image": str(k), "iou": {"bg": 1.0, "a": k / 100}}) for k in range(count)]
+    nothing = case.model_copy(update={"iou": {"bg": 1.0, "a": None}})
+    groups = worst_and_median([nothing, *cases[::-1]])
+    assert [c.image for c in groups["worst"]] == [str(k) for k in range(min(4, count))]
+    assert [c.image for c in groups["median"]] == [str(k) for k in median]
 
 
 def test_foreground_score_of_a_case(finished):

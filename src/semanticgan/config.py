@@ -27,6 +27,11 @@ class DataConfig(Section):
         "all", description="true symmetries of the images: none, left-right flip, or all eight flips and turns"
     )
 
+    @property
+    def num_channels(self) -> Literal[1, 3]:
+        """What is not known yet counts as colour."""
+        return self.channels or 3
+
     @field_validator("resolution")
     @classmethod
     def _power_of_two(cls, value: int) -> int:
@@ -68,7 +73,7 @@ class GanConfig(Section):
     style_mixing: float = Field(0.9, ge=0, le=1)
     r1_gamma: float = Field(0.5, ge=0, description="grows with the image's area: 10 at 256 px, .5 at 64 px")
     r1_gamma_seg: float = Field(10, ge=0)
-    r1_every: int = Field(16, ge=1, description="lazy regularisation: updates between two penalties")
+    r1_every: int = Field(16, ge=1, description="lazy regularisation: one penalty in so many updates")
     pl_weight: float = Field(0, ge=0)
     pl_every: int = Field(4, ge=1)
     seg_weight: float = Field(1, ge=0, description="weight of D_seg's verdict in G's loss; 0: images alone, D_seg does not learn")
@@ -76,7 +81,7 @@ class GanConfig(Section):
     ema_half_life_kimg: float = Field(5, gt=0)
     ema_rampup: float = Field(0.05, gt=0, description="half-life never above this share of the images seen")
     ada_target: float = Field(0.6, ge=0, le=1, description="wanted mean sign of D_img on real images; 0: no ADA")
-    ada_kimg: float = Field(100, gt=0, description="images over which the augmentation may go from 0 to 1")
+    ada_kimg: float = Field(100, gt=0, description="thousands of images over which the augmentation may go from 0 to 1")
     seg_augment: float = Field(1, ge=0, description="strength of the changes to D_seg's real and fake pairs")
 
 

@@ -92,7 +92,7 @@ def to_torch(model: SemanticGAN) -> bytes:
 def _traced(model: SemanticGAN) -> tuple[nn.Module, tuple[Tensor], tuple[dict[int, Any]]]:
     """The network, an example of its input, and which of the input's sizes is free."""
     data = model.config.data
-    example = torch.zeros(2, data.channels or 3, data.resolution, data.resolution)
+    example = torch.zeros(2, data.num_channels, data.resolution, data.resolution)
     whole = EncoderWithGenerator(model) if model.S is None else Student(model)
     net = copy.deepcopy(whole).cpu().eval()  # a copy: the model stays on its device
     return net, (example,), ({0: torch.export.Dim("n")},)
@@ -105,7 +105,7 @@ def metadata(model: SemanticGAN) -> dict[str, str]:
         "classes": json.dumps(labels.names),
         "palette": json.dumps(labels.palette),
         "resolution": str(data.resolution),
-        "channels": f"{data.channels or 3}",
+        "channels": f"{data.num_channels}",
         "normalisation": "img = uint8 / 127.5 - 1; channels first, RGB or grey",
         "fit": data.fit,
         "temperature": f"{model.config.temperature:g}",

@@ -65,7 +65,7 @@ def _together(files: Sequence[Scores], score: str) -> tuple[float, float, float]
 def _encoded(model: SemanticGAN, img: np.ndarray) -> tuple[Float[Tensor, "1 c r r"], list[Tensor]]:
     """The image at G's resolution, and what the encoder makes of it: ws (else w_avg), and features if it gives them."""
     data = model.config.data
-    fitted = fit_image(to_u8(img, data.channels or 3), data.resolution, data.fit)
+    fitted = fit_image(to_u8(img, data.num_channels), data.resolution, data.fit)
     x = to_float(torch.from_numpy(fitted)[None]).to(model.device)
     return x, [model.G.mapping.w_avg.expand(1, model.G.num_ws, -1)] if model.E is None else list(model.E(x))
 
@@ -93,8 +93,7 @@ def film_strip(model: SemanticGAN, images: Sequence[tuple[str, np.ndarray]], ste
             if step in places:
                 kept[step] = _drawn(model, img, seg_logits)
 
-        prior = model.whitening if steps > 0 and model.config.inversion.prior > 0 else None
-        invert(model.G, model.lpips, x, ws, model.config.inversion, steps, prior, features=features, watch=watch)
+        invert(model.G, model.lpips, x, ws, model.config.inversion, steps, model.prior, features=features, watch=watch)
         fitted = to_rgb(tensor_to_u8(x)[0].cpu().numpy())
         final = overlay(fitted, last[0].argmax(1)[0].byte().cpu().numpy(), model.labels)
         rows.append((name, [fitted, *(kept[step][0] for step in places)]))
@@ -112,8 +111,7 @@ def interpolation(model: SemanticGAN, a: np.ndarray, b: np.ndarray, frames: int,
     for img in (a, b):
         x, (ws, *features) = _encoded(model, img)
         if steps > 0:
-            prior = model.whitening if model.config.inversion.prior > 0 else None
-            ws = invert(model.G, model.lpips, x, ws, model.config.inversion, steps, prior, features=features).ws
+            ws = invert(model.G, model.lpips, x, ws, model.config.inversion, steps, model.prior, features=features).ws
         ends.append([ws, *features])
     side = max(256, model.config.data.resolution)
     pictures = []

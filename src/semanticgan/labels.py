@@ -114,6 +114,8 @@ class LabelSpec(BaseModel):
         table[IGNORE_INDEX] = IGNORE_COLOUR
         return table[label]
 
-    def palette_bytes(self) -> bytes:
-        """The 768 bytes of a palette PNG."""
-        return self.to_colour(np.arange(256, dtype=np.uint8)[None]).tobytes()
+    def palette_bytes(self, ignored: tuple[int, int, int] = IGNORE_COLOUR) -> bytes:
+        """The 768 bytes of a palette PNG; `ignored` is the colour of 255."""
+        colours = self.to_colour(np.arange(256, dtype=np.uint8)[None])
+        colours[0, IGNORE_INDEX] = ignored
+        return colours.tobytes()

@@ -1,5 +1,6 @@
 """SemanticGAN: a trained model and what it can do. Everything outside the package's core goes through this class."""
 
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from semanticgan.config import ModelConfig, read_model_config
+from semanticgan.config import ModelConfig, NetworkConfig, read_model_config
 from semanticgan.data.dataset import to_u8
 from semanticgan.data.stream import generator
 from semanticgan.data.transforms import to_u8 as tensor_to_u8
@@ -42,30 +43,36 @@ class Segmentation:
     distance: float | None  # LPIPS between the image and its reconstruction, both at G's resolution
 
 
+def build_generator(nets: NetworkConfig, resolution: int, num_classes: int, channels: int) -> Generator:
+    """G with fresh weights; `resolution` in pixels a side, `num_classes` with the background."""
+    return Generator(resolution, num_classes, channels, nets.z_dim, nets.w_dim, nets.mapping_layers, nets.widths)
+
+
+def build_encoder(nets: NetworkConfig, resolution: int, channels: int) -> Encoder:
+    """E with fresh weights, for the G of the same settings."""
+    num_ws, offset = 2 * int(math.log2(resolution)) - 2, nets.feature_width(resolution)
+    return Encoder(resolution, channels, num_ws, nets.w_dim, nets.encoder_widths, nets.encoder_trunk, offset)
+
+
 def build_networks(config: ModelConfig) -> tuple[Generator, Encoder | None]:
     """G and E of the sizes that the config names, with fresh weights."""
-    nets, resolution, channels = config.networks, config.data.resolution, config.data.channels or 3
-    widths = {side: width for side, width in nets.widths.items() if side <= resolution}
-    G = Generator(resolution, config.labels.num_classes, channels, nets.z_dim, nets.w_dim, nets.mapping_layers, widths)
-    if not config.has_encoder:
-        return G, None
-    return G, Encoder(
-        resolution, channels, G.num_ws, nets.w_dim, nets.encoder_widths, nets.encoder_trunk, nets.feature_width(resolution)
-    )
+    nets, resolution, channels = config.networks, config.data.resolution, config.data.num_channels
+    G = build_generator(nets, resolution, config.labels.num_classes, channels)
+    return G, build_encoder(nets, resolution, channels) if config.has_encoder else None
 
 
 def named_networks(config: ModelConfig) -> dict[str, nn.Module]:
     """`SemanticGAN.networks` of a model of this kind, with fresh weights."""
     if config.kind == "student":
         data = config.data
-        return {"S": build_unet(config.trunk, data.channels or 3, config.labels.num_classes, config.widths, data.resolution)}
+        return {"S": build_unet(config.trunk, data.num_channels, config.labels.num_classes, config.widths, data.resolution)}
     return {name: net for name, net in zip("GE", build_networks(config), strict=True) if net is not None}
 
 
 class SemanticGAN:
     """G, its encoder, and the settings with which they segment; or a student, a U-Net that learnt from them, in their place.
 
-    `G` is the averaged generator in float32; bfloat16 is used inside `segment` alone.
+    `G` is the averaged generator in float32; answers are computed in bfloat16 where that is faster.
     """
 
     def __init__(
@@ -106,8 +113,9 @@ class SemanticGAN:
         return LPIPS().to(self.device, memory_format=torch.channels_last)
 
     @cached_property
-    def whitening(self) -> Whitening:
-        return whitening(self.G)
+    def prior(self) -> Whitening | None:
+        """Of inversion; None where it has no weight."""
+        return whitening(self.G) if self.config.inversion.prior > 0 else None
 
     def configured(self, **settings: Any) -> "SemanticGAN":
         """The same networks with other settings of ModelConfig, such as `views` and `zoom`; None leaves one as it is."""
@@ -146,7 +154,7 @@ class SemanticGAN:
         config = self.config
         return predict(
             self.predictor(steps),
-            (to_u8(img, config.data.channels or 3) for img in images),
+            (to_u8(img, config.data.num_channels) for img in images),
             resolution=config.data.resolution,
             fit=config.data.fit,
             symmetry=config.data.symmetry if (config.views if views is None else views) else "none",
@@ -172,8 +180,8 @@ class SemanticGAN:
             raise UserError(f"steps: got {steps}, expected 0 (the encoder alone) or more")
         if self.S is not None and steps == 0:
             return NetworkPredictor(self.S)
-        whitening = self.whitening if steps > 0 and self.config.inversion.prior > 0 else None
-        return GeneratorPredictor(self.G, self.E, self.lpips, self.config.inversion, steps, whitening)
+        prior = self.prior if steps > 0 else None
+        return GeneratorPredictor(self.G, self.E, self.lpips, self.config.inversion, steps, prior)
 
     @torch.no_grad()
     def sample(
@@ -185,8 +193,7 @@ class SemanticGAN:
         for i in range(num):
             random = generator(seed, "sample", i)
             ws = self.G.mapping(torch.randn(1, self.G.z_dim, generator=random).to(self.device), truncation_psi)
-            noise = [m.to(self.device) for m in self.G.noise_maps(1, random)]
-            img, seg_logits = self.G.synthesis(ws, noise=noise)
+            img, seg_logits = self.G.synthesis(ws, noise=self.G.noise_maps(1, random))
             yield tensor_to_u8(img)[0].cpu().numpy(), seg_logits[0].argmax(0).byte().cpu().numpy()
 
     # ------------------------------------------------------------ files

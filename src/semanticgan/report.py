@@ -267,11 +267,16 @@ class _Drawn:
     asked: bool
 
 
+def worst_and_median(cases: Sequence[Case]) -> dict[str, Sequence[Case]]:
+    """CASES of the lowest foreground IoU, and as many round the median, each case once; those without a score are left out."""
+    ordered = sorted((case for case in cases if not math.isnan(case.foreground_iou)), key=lambda c: c.foreground_iou)
+    middle = max(0, len(ordered) // 2 - CASES // 2)
+    return {"worst": ordered[:CASES], "median": ordered[max(CASES, middle) : middle + CASES]}
+
+
 def _add_cases(page: Page, scores: Scores, drawn: _Drawn, source: Path) -> None:
     page.heading("The worst and the median cases")
-    ordered = sorted((case for case in scores.cases if not math.isnan(case.foreground_iou)), key=lambda c: c.foreground_iou)
-    middle = max(0, len(ordered) // 2 - CASES // 2)
-    groups = {"worst": ordered[:CASES], "median": ordered[max(CASES, middle) : max(CASES, middle) + CASES]}
+    groups = worst_and_median(scores.cases)
     cases = [case for group in groups.values() for case in group]
     pictures: Sequence[Image.Image] = ()
     try:
@@ -311,7 +316,7 @@ def draw_cases(cases: Sequence[Case], scores: Scores, name: str, root: Path, dev
     if list(model.labels.names) != list(scores.mean.iou):
         got, expected = ", ".join(model.labels.names), ", ".join(scores.mean.iou)
         raise UserError(f"{name}: got a model of {got}, expected one of {expected}, as the scores are")
-    images = [read_image(root / case.image, model.config.data.channels or 3) for case in cases]
+    images = [read_image(root / case.image, model.config.data.num_channels) for case in cases]
     pictures = []
     for case, img, found in zip(cases, images, model.find(images, scores.steps), strict=True):
         truth, label = read_mask(mask_path(root / case.image), model.labels, img.shape[1::-1]), found.label()

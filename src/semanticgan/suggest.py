@@ -135,7 +135,7 @@ def look_at_files(
         read: dict[str, np.ndarray | UserError] = {}
         for name in group:
             try:
-                read[name] = load_picture(root / name, config.channels or 3, at_least=config.resolution).pixels
+                read[name] = load_picture(root / name, config.num_channels, at_least=config.resolution).pixels
             except UserError as error:
                 read[name] = error
         looks = look(model, [img for img in read.values() if isinstance(img, np.ndarray)], views)

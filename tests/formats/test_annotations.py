@@ -162,6 +162,20 @@ def test_coco_in(tmp_path):
     assert "counted as background: cat" in said[1]
 
 
+def test_image_files_of_other_endings_become_png(tmp_path):
+    """And what macOS leaves beside a file is not looked at."""
+    root = write_coco(tmp_path / "in", [BLOCK])
+    (path,) = [p for p in root.rglob("*.json")]
+    coco = json.loads(path.read_text())
+    old = next(root.rglob(coco["images"][0]["file_name"]))
+    old.rename(old.with_suffix(".jfif"))
+    coco["images"][0]["file_name"] = old.with_suffix(".jfif").name
+    path.write_text(json.dumps(coco))
+    path.with_name("._annotations.json").write_bytes(b"\x00\x05\x16\x07")
+    found, _ = converted(root, tmp_path / "out")
+    assert list(found) == ["a"] and found["a"][1].any()
+
+
 def test_coco_without_annotations_is_unlabelled(tmp_path):
     found, said = converted(write_coco(tmp_path / "in", []), tmp_path / "out")
     assert found["a"][1] is None

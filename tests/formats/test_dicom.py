@@ -8,7 +8,13 @@ from drawn import converted
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_windowing
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 
 from semanticgan.errors import UserError
 from semanticgan.formats import Options, convert
@@ -68,6 +74,30 @@ def test_given_window_and_percentiles(tmp_path):
     low, high = np.percentile(ramp(), (0.5, 99.5))
     expected = np.clip((ramp() - low) / (high - low), 0, 1) * 255
     assert np.abs(found["a"][0][:, :, 0] - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_palettes_keep_their_range(tmp_path, bits):
+    """8-bit pixels whose colours have 16 bits, as in pydicom's own example."""
+    indices, lut = ramp(np.uint8, 0, 256), np.arange(256, dtype=np.uint16) * (257 if bits == 16 else 1)
+    tags = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for colour, values in (("Red", lut), ("Green", lut[::-1]), ("Blue", lut * 0)):
+        tags[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
+        tags[f"{colour}PaletteColorLookupTableData"] = values.astype(f"<u{bits // 8}").tobytes()
+    write_dicom(tmp_path / "a.dcm", indices, **tags)
+    found, _ = converted(tmp_path / "a.dcm", tmp_path / "out")
+    np.testing.assert_array_equal(found["a"][0], np.stack([indices, 255 - indices, 0 * indices], 2))
+
+
+def test_files_that_would_unpack_to_anything_are_refused(tmp_path, monkeypatch):
+    data = write_dicom(tmp_path / "frames.dcm", np.zeros((4, 2, 2), np.uint8))
+    monkeypatch.setattr("semanticgan.formats.dicom.MAX_SLICES", 3)
+    with pytest.raises(UserError, match="got 4 frames of 2x2, expected at most 1 GiB and 3 of them"):
+        convert(tmp_path / "frames.dcm", tmp_path / "out", say=print)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(tmp_path / "deflated.dcm", enforce_file_format=True)
+    with pytest.raises(UserError, match="got a deflated file"):
+        convert(tmp_path / "deflated.dcm", tmp_path / "out", say=print)
 
 
 def test_monochrome1_is_inverted(tmp_path):

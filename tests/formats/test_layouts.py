@@ -72,6 +72,24 @@ def test_cvat_segmentation_masks(tmp_path):
         convert(root, tmp_path / "x")
 
 
+def test_a_white_class_is_not_what_is_ignored(tmp_path):
+    data = write_data(tmp_path / "data")
+    classes = json.loads((data / "classes.json").read_text())
+    classes["classes"][1]["color"], classes["classes"][2]["color"] = [255, 255, 255], [224, 224, 192]
+    (data / "classes.json").write_text(json.dumps(classes))
+    convert(data, tmp_path / "voc", to_format="voc", say=print)
+    found, _ = converted(tmp_path / "voc", tmp_path / "back")
+    np.testing.assert_array_equal(found["s1"][1], scene(1)[1])
+    classes["classes"][2]["color"] = [255, 255, 255]
+    (data / "classes.json").write_text(json.dumps(classes))
+    with pytest.raises(UserError, match="two classes have one colour"):
+        convert(data, tmp_path / "other", to_format="voc", say=print)
+    labelmap = tmp_path / "voc" / "labelmap.txt"
+    labelmap.write_text(labelmap.read_text() + "other:255,255,255::\n")
+    with pytest.raises(UserError, match="one colour for other and cell"):
+        convert(tmp_path / "voc", tmp_path / "other", say=print)
+
+
 def test_celebamask(tmp_path):
     """Later parts lie over earlier ones; images become as large as their masks; a face without parts is unlabelled."""
     root = tmp_path / "CelebAMask-HQ"

@@ -229,3 +229,14 @@ def test_without_nibabel(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nibabel", None)
     with pytest.raises(UserError, match=r"nibabel is not installed.*pip install 'semanticgan\[medical\]'"):
         convert(tmp_path / "v.nii", tmp_path / "out")
+
+
+def test_label_volumes_of_0_and_255_have_two_classes(tmp_path):
+    affine = np.diag([0.0005, 0.0005, 0.0005, 1])  # half a micrometre
+    volume(tmp_path / "in" / "images" / "a.nii.gz", affine)
+    label = np.random.default_rng(0).choice([0, 255], SHAPE).astype(np.uint8)
+    (tmp_path / "in" / "labels").mkdir()
+    nib.save(nib.Nifti1Image(label, affine), tmp_path / "in" / "labels" / "a.nii.gz")
+    found, said = converted(tmp_path / "in", tmp_path / "out")
+    assert any("255 is class 1" in line for line in said)
+    assert sum(int(pair[1].sum()) for pair in found.values()) == (label > 0).sum()

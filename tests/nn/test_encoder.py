@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from semanticgan.config import build_config
+from semanticgan.model import build_encoder
 from semanticgan.nn.encoder import Encoder
-from semanticgan.training.encoder import build_encoder
 
 
 def build(resolution=16, channels=3, widths=(16, 24), seed=0, feature_width=0):

@@ -11,6 +11,7 @@ from semanticgan.data import transforms
 from semanticgan.data.synthetic import LABELS
 from semanticgan.errors import UserError
 from semanticgan.labels import IGNORE_INDEX
+from semanticgan.model import build_generator
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.training.checkpoint import load_checkpoint, stage_checkpoints
 from semanticgan.training.encoder import (
@@ -20,7 +21,7 @@ from semanticgan.training.encoder import (
     train_encoder,
     with_one_object_decided,
 )
-from semanticgan.training.gan import TrainingData, build_generator
+from semanticgan.training.gan import TrainingData
 from semanticgan.training.run import Interrupted, Run
 
 NO_VALIDATION = ValidationData(np.zeros((0, 16, 16, 3), np.uint8), np.zeros((0, 16, 16), np.uint8))

@@ -9,10 +9,10 @@ import torch
 
 from semanticgan.config import ModelConfig
 from semanticgan.data.synthetic import LABELS
-from semanticgan.model import SemanticGAN
+from semanticgan.model import SemanticGAN, build_encoder, build_generator
 from semanticgan.nn.perceptual import LPIPS
-from semanticgan.training.encoder import EncoderTrainer, build_encoder, new_encoder_state
-from semanticgan.training.gan import GanTrainer, build_generator, new_gan_state
+from semanticgan.training.encoder import EncoderTrainer, new_encoder_state
+from semanticgan.training.gan import GanTrainer, new_gan_state
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -67,7 +67,7 @@ def test_a_new_folder_in_which_nothing_was_saved_is_free_again(tmp_path, kind):
 @pytest.mark.parametrize(("kept", "advice"), [("", "say the command again"), ("checkpoints/teacher_labels.npy", "--resume")])
 def test_a_full_disk_leaves_what_can_be_gone_on_with(tmp_path, kept, advice):
     out = tmp_path / "run"
-    with pytest.raises(UserError, match=f"No space left on device.; make room, then .*{advice}"), held(out, new=True):
+    with pytest.raises(UserError, match=rf"No space left on device.; make room, then .*{advice}"), held(out, new=True):
         Run(out, print)
         if kept:
             (out / kept).touch()

@@ -104,6 +104,30 @@ def test_refining_tells_of_its_steps(client, picture):
     assert unrolled(steps[-1]["label"]).shape == (40, 40)
 
 
+@pytest.mark.parametrize(("chosen", "kinds"), [(0, {"answer", "step"}), (3, {"step", "done"})])
+def test_words_on_the_distance_only_where_it_can_be_ranked(model, picture, chosen, kinds):
+    from fastapi.testclient import TestClient
+
+    quantiles = tuple(np.linspace(0.1, 0.5, 21))
+    ranked = model.configured(steps=chosen, distance_quantiles=quantiles)
+    with TestClient(build_app(ranked, "ranked"), base_url="http://localhost") as client:
+        found = client.post("/api/pictures", content=picture).json()
+        assert ("words" in found["answer"]) == (chosen == 0) and "distance" in found["answer"]
+        events = told(client.get("/api/refine", params={"id": found["id"], "steps": 3}).text)
+        worded = [(kind, content.get("step")) for kind, content in events if isinstance(content, dict) and "words" in content]
+        assert {kind for kind, _ in worded} == kinds
+        assert all(step == chosen for kind, step in worded if kind == "step")
+
+
+def test_deep_pictures_are_shown_as_the_model_sees_them(client, picture):
+    assert client.post("/api/pictures", content=picture).json()["stretched"] is False
+    deep = as_png(np.linspace(0, 4095, 1600).astype(np.uint16).reshape(40, 40))
+    found = client.post("/api/pictures", content=deep).json()
+    assert found["stretched"] is True
+    with Image.open(io.BytesIO(client.get("/api/picture", params={"id": found["id"]}).content)) as shown:
+        assert np.asarray(shown).max() == 255
+
+
 def test_without_encoder_the_mask_comes_by_refining(model, picture):
     from fastapi.testclient import TestClient
 
@@ -113,7 +137,7 @@ def test_without_encoder_the_mask_comes_by_refining(model, picture):
         assert "answer" not in found
         events = told(client.get("/api/refine", params={"id": found["id"], "steps": 3}).text)
         assert [kind for kind, _ in events][-2:] == ["done", "end"] and "answer" not in dict(events)
-        refused(client.get("/api/next"), 422, "no encoder")
+        assert "no encoder" in dict(told(client.get("/api/next").text))["failed"]  # a page cannot read why events are refused
         refused(client.get("/api/data"), 404, "--data")
 
 
@@ -220,6 +244,29 @@ def test_masks_of_0_and_255_stay_so(model, data):
         label[9] = 255
         refused(save(client, label), 422, "no ignored pixels")
         assert not client.get("/api/about").json()["data"]["ignore"]
+
+
+def test_masks_that_would_be_read_as_two_classes(model, data):
+    """Background and ignored pixels alone, before any mask shows a class."""
+    for path in (data / "masks").iterdir():
+        path.unlink()
+    folder, label = DataFolder(data, model.labels, 3), np.zeros((SIDE, SIDE), np.uint8)
+    label[0] = 255
+    with pytest.raises(UserError, match="save one with a class first"):
+        folder.save("images/01.png", label)
+    label[1] = 1
+    folder.save("images/02.png", label)
+    label[1] = 0
+    folder.save("images/01.png", label)
+    assert DataFolder(data, model.labels, 3).labels.coding == "index"
+
+
+def test_an_old_mask_that_cannot_be_kept_stays(model, data):
+    (data / "masks" / ".kept").touch()
+    before = (data / "masks" / "01.png").read_bytes()
+    with pytest.raises(UserError, match=r"cannot be made .* so the mask stays as it is"):
+        DataFolder(data, model.labels, 3).save("images/01.png", np.zeros((SIDE, SIDE), np.uint8))
+    assert (data / "masks" / "01.png").read_bytes() == before
 
 
 def test_masks_of_0_and_255_need_two_classes(model, data):
@@ -346,7 +393,7 @@ def test_parameters_out_of_range(client, picture):
         "/api/data?start=-1", "/api/data?which=everything", "/api/next?num=1000", f"/api/about/{'x' * 5000}?",
     ):  # fmt: skip
         assert 400 <= client.get(address).status_code < 500, address
-    refused(client.get("/api/refine", params={"id": "unknown"}), 404, "drop it again")
+    assert "drop it again" in dict(told(client.get("/api/refine", params={"id": "unknown"}).text))["failed"]
     refused(client.post("/api/pictures", params={"name": "a" * 5000}, content=picture), 422)
 
 
@@ -508,5 +555,5 @@ def test_a_student_answers_without_reconstruction(student, picture):
 
 def test_a_student_has_no_samples_and_no_proposals(student):
     client, _ = student
-    for place in ("/api/samples", "/api/next"):
-        refused(client.get(place), 422, "is a student", "teacher")
+    refused(client.get("/api/samples"), 422, "is a student", "teacher")
+    assert "is a student" in dict(told(client.get("/api/next").text))["failed"]

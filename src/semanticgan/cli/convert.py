@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from semanticgan.cli.options import say
 from semanticgan.cli.output import require_new
 from semanticgan.errors import UserError
 
@@ -50,7 +51,7 @@ def convert(
     from semanticgan import formats
 
     options = formats.Options(classes, images, masks, reduce_zero_label, values, plane)
-    formats.convert(source, out, from_format, to_format, options, say=lambda text: print(text, flush=True))
+    formats.convert(source, out, from_format, to_format, options, say=say)
 
 
 def _window(text: str) -> tuple[float, float]:

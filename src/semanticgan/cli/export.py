@@ -32,7 +32,7 @@ def export(model: Model, out: File, form: Form = "onnx") -> None:
     write_bytes(out, to_onnx(loaded) if form == "onnx" else to_torch(loaded))
     data, classes = loaded.config.data, loaded.labels.num_classes
     shape = f"{data.resolution}, {data.resolution}"
-    shapes = {"img": f"n, {data.channels or 3}, {shape}", "probs": f"n, {classes}, {shape}", "label": f"n, {shape}"}
+    shapes = {"img": f"n, {data.num_channels}, {shape}", "probs": f"n, {classes}, {shape}", "label": f"n, {shape}"}
     shapes["reconstruction"] = shapes["img"]
     given = ", ".join(f"{name} [{shapes[name]}]" for name in outputs(loaded))
     say(f"{out} ({out.stat().st_size / 1e6:.3g} MB): img [{shapes['img']}] -> {given}")

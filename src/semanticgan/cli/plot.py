@@ -80,7 +80,7 @@ def inversion(
     from semanticgan.model import SemanticGAN
 
     loaded = SemanticGAN.load(model, device=choose_device(device))
-    read = [(path.stem[:12], _read(path, loaded.config.data.channels or 3)) for path in images]
+    read = [(path.stem[:12], _read(path, loaded.config.data.num_channels)) for path in images]
     _write_picture(out, film_strip(loaded, read, steps, columns))
     say(f"{len(read)} images, {steps} steps: {out}")
 
@@ -104,7 +104,7 @@ def interpolation(
     from semanticgan.model import SemanticGAN
 
     loaded = SemanticGAN.load(model, device=choose_device(device))
-    a, b = (_read(path, loaded.config.data.channels or 3) for path in (first, second))
+    a, b = (_read(path, loaded.config.data.num_channels) for path in (first, second))
     there = figures.interpolation(loaded, a, b, frames, steps)
     _write_picture(out, there[0], append_images=[*there[1:], *there[-2:0:-1]], save_all=True, duration=80, loop=0)
     say(f"{frames} pictures there, and back: {out}")

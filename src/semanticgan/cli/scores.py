@@ -58,7 +58,7 @@ def evaluate_model(
             say(f"{done} of {total} images")
 
     result = evaluate(
-        lambda stream: model.find(stream, steps, batch), root, images, model.labels, model.config.data.channels or 3, progress,
+        lambda stream: model.find(stream, steps, batch), root, images, model.labels, model.config.data.num_channels, progress,
         world.shared,
     )  # fmt: skip
     used = {"steps": steps, "views": model.config.views, "zoom": model.config.zoom}

@@ -106,7 +106,7 @@ def _summarise(
 def _segment(
     model: "SemanticGAN", items: Sequence[Input], out: Path, steps: int | None, batch: int, say: Callable[[str], None]
 ) -> list[_Outcome]:
-    channels = 3 if model.config.data.channels is None else model.config.data.channels
+    channels = model.config.data.num_channels
     reader = _Reader(items, channels)
     rows: dict[Input, dict[str, Any]] = {}
     start = said = time.monotonic()
@@ -115,7 +115,7 @@ def _segment(
         for found in model.find(reader, steps, batch):
             item, pixels = reader.waiting.popleft()
             result = model.segmentation(found)
-            rows[item] = _row(model, item, result)
+            rows[item] = _row(model, item, result, steps)
             pending.append(pool.submit(_write_result, model.labels, item, pixels, result.label, result.reconstruction, out))
             if len(pending) > 2 * WRITERS:
                 pending.popleft().result()
@@ -137,9 +137,10 @@ def _write_result(
         save_png(out / "reconstructions" / file, reconstruction)
 
 
-def _row(model: "SemanticGAN", item: Input, result: "Segmentation") -> dict[str, Any]:
+def _row(model: "SemanticGAN", item: Input, result: "Segmentation", steps: int | None) -> dict[str, Any]:
     counts = np.bincount(result.label.reshape(-1), minlength=model.labels.num_classes)
     shares = {name: round(float(n / result.label.size), 6) for name, n in zip(model.labels.names, counts, strict=True)}
+    comparable = steps in (None, model.config.steps)
     return {
         "image": item.path.as_posix(),
         "mask": f"masks/{item.name}.png",
@@ -147,7 +148,8 @@ def _row(model: "SemanticGAN", item: Input, result: "Segmentation") -> dict[str,
         "shares": shares,
         "uncertainty": round(float(result.uncertainty.mean()), 6),
         "distance": None if result.distance is None else round(result.distance, 6),
-        "distance_rank": distance_rank(result.distance, model.config.distance_quantiles),
+        # among the validation images' distances after as many steps
+        "distance_rank": distance_rank(result.distance, model.config.distance_quantiles if comparable else ()),
     }
 
 

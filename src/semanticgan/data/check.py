@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from semanticgan.data.dataset import is_grey, label_notes, labels_from_values, load_picture, read_mask, read_mask_values
+from semanticgan.data.dataset import count_values, is_grey, label_notes, labels_from_values, load_picture, read_mask
 from semanticgan.data.sources import Sources, find_root, find_sources, list_images, mask_path, stray_masks
 from semanticgan.errors import UserError
-from semanticgan.labels import IGNORE_INDEX, LabelSpec
+from semanticgan.labels import LabelSpec
 from semanticgan.visuals import grid, overlay, save_png, to_rgb
 
 _SHEET_LABELED, _SHEET_OTHERS, _SHEET_COLUMNS, _SHEET_SIDE = 24, 16, 8, 160
@@ -54,12 +54,8 @@ def _inspect(root: Path, path: str, with_mask: bool) -> _Finding:
     pixels = picture.pixels
     counts, mask_error = None, None
     if with_mask:
-        mask = mask_path(root / path)
         try:
-            values = read_mask_values(mask, picture.size)
-            if values.max() > IGNORE_INDEX:
-                raise UserError(f"{mask}: got class id {int(values.max())}, expected 0 to 253, or 255 for ignored pixels")
-            counts = np.bincount(values.astype(np.uint8).reshape(-1), minlength=256)
+            counts = count_values(mask_path(root / path), picture.size)
         except UserError as error:
             mask_error = str(error)
     return _Finding(

@@ -209,9 +209,12 @@ def read_mask(path: Path, labels: LabelSpec, size: tuple[int, int] | None = None
         raise UserError(f"{path}: {error}; correct the mask or classes.json") from None
 
 
-def count_values(path: Path) -> Int64[np.ndarray, "256"]:
-    """How many pixels of a mask file have each value. Raises UserError naming the file."""
-    values = read_mask_values(path)
+def count_values(path: Path, size: tuple[int, int] | None = None) -> Int64[np.ndarray, "256"]:
+    """How many pixels of a mask file have each value; `size` is its image's width and height.
+
+    Raises UserError naming the file.
+    """
+    values = read_mask_values(path, size)
     if values.max() > 255:
         raise UserError(f"{path}: got class id {int(values.max())}, expected 0 to 253, or 255 for ignored pixels")
     return np.bincount(values.astype(np.uint8).reshape(-1), minlength=256)

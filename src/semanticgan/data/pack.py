@@ -108,7 +108,7 @@ def _move(temporary: Path, folder: Path) -> None:
 
 def _open(folder: Path, data: DataConfig) -> Packed:
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    n, side, channels = len(index["paths"]), data.resolution, data.channels or 3
+    n, side, channels = len(index["paths"]), data.resolution, data.num_channels
     images = np.memmap(folder / "images.u8", np.uint8, "r", shape=(n, side, side, channels))
     labels = np.memmap(folder / "labels.u8", np.uint8, "r", shape=(n, side, side)) if index["labels"] else None
     return Packed(tuple(index["paths"]), images, labels, tuple(index["left_out"]), tuple(index["notes"]))
@@ -130,7 +130,7 @@ Result = tuple[np.ndarray, np.ndarray | None, bool] | str
 def _read_one(root: Path, path: str, data: DataConfig, labels: LabelSpec | None) -> Result:
     """One image and its label at the packed size, and whether it was stretched; or what is wrong with it."""
     try:
-        picture = load_picture(root / path, data.channels or 3, at_least=2 * data.resolution)
+        picture = load_picture(root / path, data.num_channels, at_least=2 * data.resolution)
         image = fit_image(picture.pixels, data.resolution, data.fit)
         if labels is None:
             return image, None, picture.stretched

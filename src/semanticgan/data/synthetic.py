@@ -216,8 +216,7 @@ def write_dataset(
     Returns the lists: paths relative to `root`. No scene stands in two lists, but for those of test_a and test_b.
     """
     root.mkdir(parents=True, exist_ok=True)
-    classes = [{"name": name, "color": colour} for name, colour in zip(LABELS.names, LABELS.palette, strict=True)]
-    (root / "classes.json").write_text(json.dumps({"classes": classes, "ignore": 255}, indent=1) + "\n", encoding="utf-8")
+    (root / "classes.json").write_text(json.dumps(LABELS.classes_file(), indent=1) + "\n", encoding="utf-8")
     counts = {"labeled": labeled, "val": val, "test_a": test, "unlabeled": unlabeled}
     firsts = dict(zip(counts, np.cumsum([0, *counts.values()]).tolist(), strict=False))
     lists: dict[str, list[str]] = {}

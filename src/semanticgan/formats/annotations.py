@@ -213,7 +213,7 @@ def find_coco(source: Path) -> tuple[Path, Any] | None:
 
     Raises UserError where several are left.
     """
-    below = [path for folder in (source, source / "annotations") for path in sorted(folder.glob("*.json"))]
+    below = [path for folder in (source, source / "annotations") for path in sorted(folder.glob("[!.]*.json"))]
     files = [path for path in below if path.name.startswith("instances")] or below if source.is_dir() else [source]
     found: list[tuple[Path, Any]] = []
     for path in files:

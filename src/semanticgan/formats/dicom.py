@@ -10,7 +10,7 @@ from semanticgan.data.dataset import raise_problems
 from semanticgan.errors import UserError
 from semanticgan.formats.folders import files_below, stem_of
 from semanticgan.formats.sets import ImageSet, Item, Options, distinct, given_labels
-from semanticgan.formats.volumes import MAX_BYTES, naming, percentiles, require, windowed
+from semanticgan.formats.volumes import MAX_BYTES, MAX_SLICES, naming, percentiles, require, windowed
 from semanticgan.labels import LabelSpec
 
 LINE = (("Slope", 1), ("Intercept", 0))
@@ -44,15 +44,20 @@ def is_dicom(path: Path) -> bool:
 
 
 def _num_frames(path: Path) -> int:
-    """The frames of a DICOM file, 0 if it holds no picture. Raises UserError for enormous ones."""
+    """The frames of a DICOM file, 0 if it holds no picture. Raises UserError for enormous ones, and those packed as a whole."""
     with naming(path):
-        data = require("pydicom").dcmread(path, stop_before_pixels=True)
+        pydicom = require("pydicom")
+        kind = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+        if kind == pydicom.uid.DeflatedExplicitVRLittleEndian:  # it would be unpacked before its size is known
+            raise UserError(f"{path}: got a deflated file, expected another transfer syntax; store it uncompressed")
+        data = pydicom.dcmread(path, stop_before_pixels=True)
         if "Rows" not in data:
             return 0
         frames = int(data.get("NumberOfFrames") or 1)
         values = int(data.Rows) * int(data.Columns) * int(data.get("SamplesPerPixel", 1)) * frames
-    if not 0 < values * (int(data.get("BitsAllocated", 16)) // 8 or 1) <= MAX_BYTES:
-        raise UserError(f"{path}: got {frames} frames of {data.Columns}x{data.Rows}, expected at most 1 GiB of them; split it")
+    if not 0 < values * (int(data.get("BitsAllocated", 16)) // 8 or 1) <= MAX_BYTES or frames > MAX_SLICES:
+        most = f"expected at most 1 GiB and {MAX_SLICES} of them; split it"
+        raise UserError(f"{path}: got {frames} frames of {data.Columns}x{data.Rows}, {most}")
     return frames
 
 
@@ -60,12 +65,14 @@ def _frame(path: Path, k: int, window: tuple[float, float] | None) -> np.ndarray
     """One frame as uint8 [H, W, 1 or 3]: rescaled, windowed, MONOCHROME1 inverted (DICOM PS3.3 C.7.6.3, C.11)."""
     pydicom, pixels = require("pydicom"), require("pydicom.pixels")
     with naming(path):
-        data = pydicom.dcmread(path)
-        values = pixels.pixel_array(data, index=k)
+        data = pydicom.dcmread(path, stop_before_pixels=True)
+        values = pixels.pixel_array(path, index=k)  # reads this frame alone
         kind = str(data.PhotometricInterpretation)
+        bits = int(data.BitsStored)
         if kind == "PALETTE COLOR":
             values = pixels.apply_color_lut(values, data)
-        top = 255.0 if values.dtype == np.uint8 else 2.0 ** int(data.BitsStored) - 1
+            bits = 8 * values.itemsize  # the palette's, not the pixels'
+        top = 255.0 if values.dtype == np.uint8 else 2.0**bits - 1
         if values.ndim == 2:
             slope, inter = (float(_frame_value(data, k, "PixelValueTransformationSequence", f"Rescale{n}", d)) for n, d in LINE)
             values = pixels.apply_modality_lut(values, data) if "ModalityLUTSequence" in data else values * slope + inter

@@ -137,6 +137,10 @@ def decide_labels(files: Sequence[Path], labels: LabelSpec | None, read: Read, b
     return labels.model_copy(update={"coding": "index"}), is_binary
 
 
+def binary_notes(is_binary: bool) -> tuple[str, ...]:
+    return ("only 0 and 255 occur in the masks: 255 is class 1",) if is_binary else ()
+
+
 def index_label(read: Read, path: Path, is_binary: bool) -> Callable[[], np.ndarray]:
     return lambda: ((read(path) == 255) if is_binary else read(path)).astype(np.uint8)
 
@@ -197,9 +201,8 @@ def indexed(
     lists: Mapping[str, Sequence[str]] | None = None,
 ) -> ImageSet:  # fmt: skip
     labels, is_binary = decide_labels([mask for _, mask in pairs.values() if mask], labels, read, binary)
-    notes = ("only 0 and 255 occur in the masks: 255 is class 1",) if is_binary else ()
     items = [Item(name, image, index_label(read, mask, is_binary) if mask else None) for name, (image, mask) in pairs.items()]
-    return ImageSet(tuple(items), labels, lists or {}, notes=notes)
+    return ImageSet(tuple(items), labels, lists or {}, notes=binary_notes(is_binary))
 
 
 def read_data(source: Path, options: Options) -> ImageSet:

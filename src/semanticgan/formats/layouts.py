@@ -10,6 +10,7 @@ from semanticgan.data.dataset import load_picture, raise_problems, read_mask_val
 from semanticgan.data.sources import SUFFIXES
 from semanticgan.errors import UserError
 from semanticgan.formats.folders import (
+    binary_notes,
     colour_mode,
     decide_labels,
     files_below,
@@ -34,7 +35,7 @@ from semanticgan.formats.sets import (
     save_image,
     save_label,
 )
-from semanticgan.labels import IGNORE_COLOUR, IGNORE_INDEX, LabelSpec
+from semanticgan.labels import IGNORE_COLOUR, IGNORE_INDEX, LabelSpec, default_colour
 
 VOC_BORDER = (224, 224, 192)
 # CelebAMask-HQ's parts in its own order: a part lies over those before it, and has the class id of its place.
@@ -65,6 +66,9 @@ def read_voc(source: Path, options: Options) -> ImageSet:
         except ValueError:
             raise UserError(f"{labelmap}: got {line[:80]!r}, expected name:red,green,blue:parts:actions; mend the line") from None
         found.append((name.strip(), (r, g, b)))
+    twice = next((f"{name} and {other}" for k, (name, c) in enumerate(found) for other, d in found[:k] if c == d), None)
+    if twice:
+        raise UserError(f"{labelmap}: got one colour for {twice}, expected a colour for each; mend the lines")
     labels, ids, notes = named_labels(found, options)
     palette = {(0, 0, 0): 0, VOC_BORDER: IGNORE_INDEX} | {colour: ids[name] for name, colour in found}
 
@@ -149,7 +153,7 @@ def read_authors(source: Path, options: Options) -> ImageSet:
     masks = {key: mask for key, mask in masks.items() if mask.is_file()}
     labels = given_labels(options.classes)
     read = mask_reader(labels, options)
-    labels, is_binary = decide_labels(list(masks.values()), labels, read, binary=False)
+    labels, is_binary = decide_labels(list(masks.values()), labels, read, binary=not options.reduce_zero_label)
     items = [
         Item(names[key], resized(path, masks[key]), index_label(read, masks[key], is_binary))
         if key in masks
@@ -157,7 +161,7 @@ def read_authors(source: Path, options: Options) -> ImageSet:
         for key, path in files.items()
     ]
     lists = {name: [names[key] for key in keys] for name, keys in lists_of_keys.items()}
-    return ImageSet(tuple(items), labels, lists)
+    return ImageSet(tuple(items), labels, lists, notes=binary_notes(is_binary))
 
 
 def read_stylegan(source: Path, options: Options) -> ImageSet:
@@ -179,17 +183,23 @@ def _lines(path: Path) -> list[str]:
 
 
 def write_voc(content: ImageSet, out: Path) -> None:
-    """JPEGImages, SegmentationClass, ImageSets and labelmap.txt: CVAT's "Segmentation mask" too."""
+    """JPEGImages, SegmentationClass, ImageSets and labelmap.txt: CVAT's "Segmentation mask" too.
+
+    Raises UserError where two classes have one colour.
+    """
+    if len(set(content.labels.palette)) < content.labels.num_classes:
+        raise UserError("two classes have one colour, which a labelmap cannot tell apart; give each its own in classes.json")
+    ignored = next(c for c in (IGNORE_COLOUR, VOC_BORDER, *map(default_colour, range(256))) if c not in content.labels.palette)
     for item, pixels, label in read_items(content.items):
         place_image(item, pixels, out / "JPEGImages" / item.name)
         if label is not None:
-            save_label(out / "SegmentationClass" / f"{item.name}.png", label, content.labels)
+            save_label(out / "SegmentationClass" / f"{item.name}.png", label, content.labels, ignored)
     labeled = [item.name for item in content.items if item.label is not None]
     folder = out / "ImageSets" / "Segmentation"
     folder.mkdir(parents=True)
     for name, names in {"default": labeled, **content.lists}.items():
         (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in names), encoding="utf-8")
-    colours = [*zip(content.labels.names, content.labels.palette, strict=True), ("ignored", IGNORE_COLOUR)]
+    colours = [*zip(content.labels.names, content.labels.palette, strict=True), ("ignored", ignored)]
     lines = [f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in colours]
     (out / "labelmap.txt").write_text("# label:color_rgb:parts:actions\n" + "".join(lines), encoding="utf-8")
 

@@ -18,8 +18,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from semanticgan.data.dataset import is_grey, load_picture, raise_problems
+from semanticgan.data.sources import SUFFIXES
 from semanticgan.errors import UserError
-from semanticgan.labels import IGNORE_INDEX, LabelSpec, default_colour
+from semanticgan.labels import IGNORE_COLOUR, IGNORE_INDEX, LabelSpec, default_colour
 
 MAX_JSON = 2**30  # bytes; the largest annotation file of COCO has half
 MAX_ENTRIES = 1_000_000
@@ -205,7 +206,7 @@ def place_image(item: Item, pixels: np.ndarray, stem: Path) -> str:
     if isinstance(item.image, Path):
         with Image.open(item.image) as image:
             upright = image.getexif().get(0x0112, 1) == 1
-        if upright:
+        if upright and item.image.suffix.lower() in SUFFIXES:
             target = stem.with_name(stem.name + item.image.suffix.lower())
             shutil.copyfile(item.image, target)
             return target.name
@@ -221,11 +222,11 @@ def save_image(path: Path, pixels: np.ndarray, colour: bool | None = None) -> No
     )
 
 
-def save_label(path: Path, label: np.ndarray, labels: LabelSpec) -> None:
-    """Write a label map as a palette PNG whose values are the class ids."""
+def save_label(path: Path, label: np.ndarray, labels: LabelSpec, ignored: tuple[int, int, int] = IGNORE_COLOUR) -> None:
+    """Write a label map as a palette PNG whose values are the class ids; `ignored` is the colour of 255."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(label)
-    image.putpalette(labels.palette_bytes())
+    image.putpalette(labels.palette_bytes(ignored))
     image.save(path, compress_level=1)
 
 

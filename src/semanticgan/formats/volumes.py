@@ -6,7 +6,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from PIL import Image
 
 from semanticgan.data.dataset import is_grey, raise_problems
 from semanticgan.errors import UserError
-from semanticgan.formats.folders import decide_labels, guess_folders, near_labels, pair_files, stem_of
+from semanticgan.formats.folders import binary_notes, decide_labels, guess_folders, near_labels, pair_files, stem_of
 from semanticgan.formats.sets import (
     Geometry,
     ImageSet,
@@ -35,6 +35,7 @@ NIFTI = (".nii", ".nii.gz")
 PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 PERCENTILES = (0.5, 99.5)
 MAX_BYTES = 2**30  # of a volume or a file's frames, when decoded
+MAX_SLICES = 2**16
 FLAT = ((-1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))  # of an image of no volume
 Read = Callable[[Path], np.ndarray]
 
@@ -107,8 +108,9 @@ def read_geometry(path: Path, plane: str | None = None) -> Geometry:
         shape = (*shape, 1)
     if len(shape) != 3 or kind.kind not in "iuf":
         raise UserError(f"{path}: got an array of shape {shape}, expected one grey volume of 3 axes; split it into volumes")
-    if 0 in shape or math.prod(shape) * kind.itemsize > MAX_BYTES:
-        raise UserError(f"{path}: got {shape} voxels of {kind}, expected at most 1 GiB of them; crop it")
+    if 0 in shape or math.prod(shape) * kind.itemsize > MAX_BYTES or max(shape) > MAX_SLICES:
+        most = f"expected at most 1 GiB of them, {MAX_SLICES} along an axis; crop it"
+        raise UserError(f"{path}: got {shape} voxels of {kind}, {most}")
     return checked_geometry(
         Geometry(shape, tuple(map(tuple, affine.tolist())), plane or "axial"), str(path), choose=plane is None
     )
@@ -117,7 +119,9 @@ def read_geometry(path: Path, plane: str | None = None) -> Geometry:
 def checked_geometry(geometry: Geometry, where: str, choose: bool = False) -> Geometry:
     """The geometry, with `choose` in the plane of the thinnest axis or the thickest slices. Raises UserError if it is none."""
     affine = np.array(geometry.affine)
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    good = affine.shape == (4, 4) and bool(np.isfinite(affine).all())
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0).clip(min=1e-12) if good else np.zeros((3, 3))
+    if abs(np.linalg.det(axes)) < 1e-6:  # of unit length: voxels may be of any size
         raise UserError(f"{where}: got an affine that turns voxels into no volume; mend its header")
     if not choose:
         return geometry
@@ -189,6 +193,11 @@ def volume_values(path: Path) -> np.ndarray:
     return values.astype(np.uint8)
 
 
+def binary_values(path: Path) -> np.ndarray:
+    """As `volume_values`, of volumes in which 255 is class 1."""
+    return volume_values(path) // IGNORE_INDEX
+
+
 @lru_cache(maxsize=1)
 def _label_slices(path: Path, geometry: Geometry, read: Read) -> np.ndarray:
     return to_slices(read(path), geometry).astype(np.uint8)
@@ -231,8 +240,10 @@ def read_nifti(source: Path, options: Options) -> ImageSet:
         images, masks = guess_folders(source, options)
         pairs = pair_files(images, masks, NIFTI)
         labels = near_labels(source, images, options)
-    labels, _ = decide_labels([mask for _, mask in pairs.values() if mask], labels, volume_values, binary=False)
-    return from_volumes({name: ([image], mask) for name, (image, mask) in pairs.items()}, labels, options)
+    labels, is_binary = decide_labels([mask for _, mask in pairs.values() if mask], labels, volume_values, binary=True)
+    read = binary_values if is_binary else volume_values
+    found = from_volumes({name: ([image], mask) for name, (image, mask) in pairs.items()}, labels, options, read)
+    return replace(found, notes=binary_notes(is_binary))
 
 
 def from_volumes(

@@ -88,7 +88,6 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, frozen: int = 0) -> None:
         super().__init__()
-        self.frozen = frozen
         self.stem = Conv(3, 32, 3, 2)
         blocks, channels = [], 32
         for kernel, stride, expansion, out, count in _STAGES:

@@ -19,10 +19,12 @@ def binomial_kernel(gain: float = 1.0) -> Float[Tensor, "4 4"]:
     return torch.outer(taps, taps) * (gain / 64)
 
 
-def _zeros(like: Tensor, size: list[int]) -> Tensor:
-    """Channels-last maps of another size, all zero."""
-    shape = (*like.shape[:2], *size)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last).zero_()
+def _spread(x: Tensor, size: list[int], stride: int) -> Tensor:
+    """Channels-last maps of another size: the pixels of x `stride` apart, zeros between and behind them."""
+    shape = (*x.shape[:2], *size)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last).zero_()
+    out[:, :, ::stride, ::stride] = x
+    return out
 
 
 class _Blur(torch.autograd.Function):
@@ -41,9 +43,7 @@ class _Blur(torch.autograd.Function):
         padding, stride, shape = ctx.geometry
         if stride > 1:  # zeros between the pixels, and below them where the last window left rows over
             size = [side - 3 + 2 * padding for side in shape[2:]]
-            spread = _zeros(grad, size)
-            spread[:, :, ::stride, ::stride] = grad
-            grad = spread
+            grad = _spread(grad, size, stride)
         return _Blur.apply(grad, kernel, 3 - padding, 1), None, None, None
 
 
@@ -81,9 +81,7 @@ class _DepthwiseConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             if stride > 1:
                 size = [side - kernel + 1 for side in padded.shape[2:]]
-                spread = _zeros(grad, size)
-                spread[:, :, ::stride, ::stride] = grad
-                grad = spread
+                grad = _spread(grad, size, stride)
             turned = weight.to(grad.dtype).flip(2, 3).contiguous()
             whole = functional.conv2d(grad, turned, None, 1, kernel - 1 - before, groups=x.shape[1])
             grad_x = whole[:, :, : x.shape[2], : x.shape[3]]

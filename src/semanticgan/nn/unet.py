@@ -22,7 +22,7 @@ class UNet(nn.Module):
         widths: tuple[int, ...] = (32, 64, 96, 128),  # channels by level, full resolution first
     ) -> None:
         super().__init__()
-        self.in_channels, self.num_classes, self.widths = in_channels, num_classes, tuple(widths)
+        self.widths = tuple(widths)
         inputs = (in_channels, *widths[:-1])
         self.down = nn.ModuleList(_block(i, w) for i, w in zip(inputs, widths, strict=True))
         coarse_to_fine = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
@@ -61,7 +61,7 @@ class PretrainedUNet(nn.Module):
         resolution: int,
     ) -> None:
         super().__init__()
-        self.in_channels, self.num_classes, self.widths, self.resolution = in_channels, num_classes, tuple(widths), resolution
+        self.widths, self.resolution = tuple(widths), resolution
         self.trunk = EfficientNetLite0(FROZEN)
         self.scale = max(1, LEAST_SIDE // resolution)
         side = resolution * self.scale

@@ -132,7 +132,7 @@ def run_student(plan: Plan, teacher: SemanticGAN, name: str, run: Run) -> None:
     """From wherever the run folder stands to the exported student."""
     config, device = plan.config, plan.device
     data, val = pack_data(plan, run)
-    state = new_student_state(config, plan.labels.num_classes, config.data.channels or 3, device)
+    state = new_student_state(config, plan.labels.num_classes, config.data.num_channels, device)
     critics, about_critics = load_critics(name, teacher)
     means = "D_img and D_seg" if critics else "the sharpness of their label maps"
     run.log(f"{about_critics}; samples are filtered by {means}")
@@ -218,7 +218,7 @@ def export_student(
         run.log(f"choosing views, zoom and temperature on {len(sources.val)} validation images")
         views, choice = choose_settings(model, plan, run)
         model = model.configured(views=views, zoom=choice.zoom, temperature=choice.temperature)
-        scores = evaluate(model.find, sources.root, sources.val, plan.labels, config.data.channels or 3)
+        scores = evaluate(model.find, sources.root, sources.val, plan.labels, config.data.num_channels)
         run.log(summary(scores))
         write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
     model.save(run.folder / "model", card(model.config, sources, scores, plan.command, lengths, config.run.seed, how))
@@ -235,7 +235,7 @@ def choose_settings(model: SemanticGAN, plan: Plan, run: Run) -> tuple[bool, Cho
         def find(images: Iterable[np.ndarray], steps: int, zoom: bool) -> Iterator[Found]:
             return model.find(images, steps, views=views, zoom=zoom)
 
-        choice = choose(find, sources.root, sources.val, model.labels, config.data.channels or 3, steps=(0,),
+        choice = choose(find, sources.root, sources.val, model.labels, config.data.num_channels, steps=(0,),
                         zoom=config.predict.zoom)  # fmt: skip
         return choice.scores["0 steps, zoom" if choice.zoom else "0 steps"], choice
 

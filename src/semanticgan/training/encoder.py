@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from semanticgan import losses
-from semanticgan.config import Config, NetworkConfig
+from semanticgan.config import Config
 from semanticgan.data import transforms
 from semanticgan.data.pieces import are_convex, have_one_object, least_share, with_one_object, with_some_object
 from semanticgan.data.stream import Stream, generator
@@ -21,8 +20,8 @@ from semanticgan.inversion import enlarge
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.memory import keep_freed_memory
 from semanticgan.metrics.segmentation import confusion, iou
+from semanticgan.model import build_encoder
 from semanticgan.nn.backbone import EfficientNetLite0
-from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.precision import autocast
@@ -30,6 +29,7 @@ from semanticgan.training.checkpoint import State, save_checkpoint
 from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.gan import TrainingData
 from semanticgan.training.run import Clock, Run, Stage
+from semanticgan.training.supervised import mask_loss, parameter_groups
 from semanticgan.visuals import grid, save_png, to_rgb
 
 WARMUP = 0.03  # share of the stage in which the learning rate rises
@@ -70,12 +70,6 @@ def with_one_object_decided(config: Config, labels: LabelSpec, data: TrainingDat
     return config.model_copy(update={"predict": config.predict.model_copy(update={"one_object": one, "convex": convex})})
 
 
-def build_encoder(networks: NetworkConfig, resolution: int, channels: int) -> Encoder:
-    num_ws = 2 * int(math.log2(resolution)) - 2
-    return Encoder(resolution, channels, num_ws, networks.w_dim, networks.encoder_widths, networks.encoder_trunk,
-                   networks.feature_width(resolution))  # fmt: skip
-
-
 def new_encoder_state(config: Config, G: Generator, channels: int, device: str) -> State:
     """E with fresh weights from the seed, starting at G's mean w; its average and its optimiser."""
     torch.manual_seed(config.run.seed + 1)
@@ -87,14 +81,10 @@ def new_encoder_state(config: Config, G: Generator, channels: int, device: str) 
     for net in (E, E_ema):
         net.to(device, memory_format=torch.channels_last)
     E_ema.eval().requires_grad_(False)
-    pretrained = {id(p) for p in E.trunk.parameters()} if isinstance(E.trunk, EfficientNetLite0) else set()
-    groups = [
-        {"params": [p for p in E.parameters() if p.requires_grad and (id(p) in pretrained) == slow], "share": share}
-        for slow, share in ((False, 1.0), (True, config.encoder.trunk_lr))
-    ]  # fmt: skip
+    pretrained = E.trunk if isinstance(E.trunk, EfficientNetLite0) else None
+    groups = parameter_groups(E, pretrained, config.encoder.trunk_lr)
     opt = torch.optim.AdamW(
-        [group for group in groups if group["params"]], config.encoder.lr, betas=(0.9, 0.99),
-        weight_decay=config.encoder.weight_decay, foreach=True,
+        groups, config.encoder.lr, betas=(0.9, 0.99), weight_decay=config.encoder.weight_decay, foreach=True
     )  # fmt: skip
     return State({"E": E, "E_ema": E_ema, "opt": opt}, {"nimg": 0, "seen_before": 0, "seconds": 0.0, "best": -1.0})
 
@@ -170,9 +160,9 @@ class EncoderTrainer:
         terms = {
             "mse": torch.nn.functional.mse_loss(img[:n], real),
             "lpips": distance.float(),
-            "pseudo": self.mask_loss(seg_logits[:n], guess) * min(1.0, progress / PSEUDO_RAMP),
-            "labeled": self.mask_loss(seg_logits[n : 2 * n], label),
-            "samples": self.mask_loss(seg_logits[2 * n :], sample_label),
+            "pseudo": mask_loss(seg_logits[:n], guess) * min(1.0, progress / PSEUDO_RAMP),
+            "labeled": mask_loss(seg_logits[n : 2 * n], label),
+            "samples": mask_loss(seg_logits[2 * n :], sample_label),
             "latent": known,
         }
         if features:
@@ -195,9 +185,6 @@ class EncoderTrainer:
         seen = (state.seen_before + state.nimg + self.batch) / 1000
         update_ema(state.E_ema, state.E, ema_decay(self.batch, min(self.weights.ema_half_life_kimg, 0.05 * seen)))
         return {"loss": stats["loss"], "grad_norm": norm, **stats}
-
-    def mask_loss(self, seg_logits: Float[Tensor, "n k r r"], label: Int[Tensor, "n r r"]) -> Float[Tensor, ""]:
-        return losses.cross_entropy(seg_logits, label) + losses.dice_loss(seg_logits, label)
 
     def draw_unlabeled(self, position: int, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Images as E sees them, what it takes their label maps to be, and the same images in their own colours."""

@@ -57,7 +57,7 @@ def export_model(
         model = model.configured(
             steps=choice.steps, zoom=choice.zoom, temperature=choice.temperature, distance_quantiles=choice.distance_quantiles
         )
-        scores = evaluate(model.find, sources.root, sources.val, labels, config.data.channels or 3, share=shared)
+        scores = evaluate(model.find, sources.root, sources.val, labels, config.data.num_channels, share=shared)
         run.log(summary(scores))
 
     def write() -> None:
@@ -80,7 +80,7 @@ def choose_settings(model: SemanticGAN, config: Config, sources: Sources, share:
         return model.find(images, steps, zoom=zoom)
 
     steps: Sequence[int] = STEP_CANDIDATES if config.predict.steps is None else (config.predict.steps,)
-    return choose(find, sources.root, sources.val, model.labels, config.data.channels or 3, steps=steps,
+    return choose(find, sources.root, sources.val, model.labels, config.data.num_channels, steps=steps,
                   zoom=config.predict.zoom, share=share)  # fmt: skip
 
 

@@ -9,14 +9,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from semanticgan import losses
-from semanticgan.config import Config, NetworkConfig
+from semanticgan.config import Config
 from semanticgan.data import transforms
 from semanticgan.data.stream import Stream, generator
 from semanticgan.ema import ema_decay, update_ema
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.memory import keep_freed_memory
+from semanticgan.model import build_generator
 from semanticgan.nn.discriminators import ImageDiscriminator, MultiScaleDiscriminator
-from semanticgan.nn.generator import Generator
 from semanticgan.precision import autocast
 from semanticgan.training.checkpoint import State
 from semanticgan.training.distributed import ALONE, World
@@ -39,13 +39,6 @@ class TrainingData:
     @property
     def channels(self) -> int:
         return int(self.images.shape[-1])
-
-
-def build_generator(networks: NetworkConfig, resolution: int, num_classes: int, channels: int) -> Generator:
-    return Generator(
-        resolution, num_classes, channels, networks.z_dim, networks.w_dim, networks.mapping_layers,
-        {side: width for side, width in networks.widths.items() if side <= resolution},
-    )  # fmt: skip
 
 
 def new_gan_state(config: Config, num_classes: int, channels: int, device: str) -> State:
@@ -171,7 +164,7 @@ class GanTrainer:
         """w, and ws in which some images take their later rows from a second w (style mixing, StyleGAN section 3.1)."""
         G = self.state.G
         z = torch.randn(2, n, G.z_dim, generator=random)
-        w, other = G.mapping.w(self.mine(z.transpose(0, 1)).transpose(0, 1).flatten(0, 1)).chunk(2)
+        w, other = G.mapping.w(torch.cat([self.mine(part) for part in z])).chunk(2)
         crossover = torch.randint(1, G.num_ws, (n,), generator=random)
         crossover[torch.rand(n, generator=random) >= self.gan.style_mixing] = G.num_ws
         mixed = self.mine(torch.arange(G.num_ws) >= crossover[:, None])[:, :, None]

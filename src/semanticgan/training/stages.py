@@ -272,7 +272,7 @@ def describe(plan: Plan) -> list[str]:
 
 def new_states(config: Config, labels: LabelSpec, device: str) -> tuple[State, State]:
     """Both stages at their start."""
-    channels = config.data.channels or 3
+    channels = config.data.num_channels
     gan = new_gan_state(config, labels.num_classes, channels, device)
     return gan, new_encoder_state(config, gan.G, channels, device)
 
@@ -375,7 +375,7 @@ def pack_data(plan: Plan, run: Run) -> tuple[TrainingData, ValidationData]:
     assert labeled.labels is not None
     require_all_classes(sources.root, plan.labels, labeled.labels)
     if not sources.val:
-        side, channels = config.data.resolution, config.data.channels or 3
+        side, channels = config.data.resolution, config.data.num_channels
         val = ValidationData(np.zeros((0, side, side, channels), np.uint8), np.zeros((0, side, side), np.uint8))
     else:
         packed_val = packed("validation", sources.val, plan.labels)

@@ -26,7 +26,15 @@ from semanticgan.training.checkpoint import State, load_checkpoint, save_checkpo
 from semanticgan.training.encoder import ValidationData
 from semanticgan.training.gan import TrainingData
 from semanticgan.training.run import Clock, Run, Stage
-from semanticgan.training.supervised import change_pairs, descend, image_ious, learning_rate, mask_loss, new_unet
+from semanticgan.training.supervised import (
+    change_pairs,
+    descend,
+    image_ious,
+    learning_rate,
+    mask_loss,
+    new_unet,
+    parameter_groups,
+)
 from semanticgan.visuals import grid, save_png, to_rgb
 
 GROUP = 4  # samples are drawn in multiples of it, so that D_img's minibatch standard deviation finds whole groups
@@ -48,7 +56,7 @@ def load_critics(source: str, teacher: SemanticGAN) -> tuple[Critics | None, str
     if not checkpoints:
         return None, f"{source} has no discriminators, as only a run's checkpoints do"
     nets, data, classes = teacher.config.networks, teacher.config.data, teacher.labels.num_classes
-    channels = data.channels or 3
+    channels = data.num_channels
     D_img = ImageDiscriminator(data.resolution, channels, nets.widths, nets.mbstd_group)
     D_seg = MultiScaleDiscriminator(channels + classes, nets.d_seg_filters, nets.d_seg_scales, nets.d_seg_layers)
     try:
@@ -120,12 +128,8 @@ def new_student_state(config: Config, num_classes: int, channels: int, device: s
     S = new_unet(channels, num_classes, student.widths, config.run.seed, student.trunk, resolution)
     S.to(device, memory_format=torch.channels_last)
     S_ema = copy.deepcopy(S).eval().requires_grad_(False)
-    pretrained = {id(p) for p in S.trunk.parameters()} if isinstance(S, PretrainedUNet) else set()
-    groups = [
-        {"params": [p for p in S.parameters() if p.requires_grad and (id(p) in pretrained) == slow], "share": share}
-        for slow, share in ((False, 1.0), (True, student.trunk_lr))
-    ]  # fmt: skip
-    opt = torch.optim.AdamW([g for g in groups if g["params"]], student.lr, weight_decay=student.weight_decay, foreach=True)
+    groups = parameter_groups(S, S.trunk if isinstance(S, PretrainedUNet) else None, student.trunk_lr)
+    opt = torch.optim.AdamW(groups, student.lr, weight_decay=student.weight_decay, foreach=True)
     return State({"S": S, "S_ema": S_ema, "opt": opt}, {"nimg": 0, "seconds": 0.0, "best": -1.0})
 
 
@@ -161,7 +165,7 @@ class StudentTrainer:
 
     def __init__(
         self, config: Config, labels: LabelSpec, data: TrainingData, samples: Samples,
-        taught: UInt8[np.ndarray, "n r r"] | None,  # the teacher's class maps of data.images; None: it has no encoder
+        taught: UInt8[np.ndarray, "n r r"] | None,  # the teacher's class maps of data.images; None: not a source
         state: State, device: str,
     ) -> None:  # fmt: skip
         self.config, self.labels, self.data, self.samples = config, labels, data, samples

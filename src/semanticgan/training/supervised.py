@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,6 +99,16 @@ def learning_rate(lr: float, step: int, progress: float) -> float:
 def mask_loss(seg_logits: Float[Tensor, "n k h w"], label: Int[Tensor, "n h w"]) -> Float[Tensor, ""]:
     """Cross-entropy + Dice."""
     return cross_entropy(seg_logits, label) + dice_loss(seg_logits, label)
+
+
+def parameter_groups(net: nn.Module, pretrained: nn.Module | None, trunk_lr: float) -> list[dict[str, Any]]:
+    """What an optimiser takes, for `descend`: the parameters of a pretrained part learn at `trunk_lr` times the rate."""
+    slow = {id(p) for p in pretrained.parameters()} if pretrained is not None else set()
+    groups = [
+        {"params": [p for p in net.parameters() if p.requires_grad and (id(p) in slow) == of_trunk], "share": share}
+        for of_trunk, share in ((False, 1.0), (True, trunk_lr))
+    ]  # fmt: skip
+    return [group for group in groups if group["params"]]
 
 
 def descend(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, grad_clip: float = math.inf) -> Tensor:

@@ -43,11 +43,10 @@ def distance_words(rank: float | None) -> str:
 def about(model: SemanticGAN, name: str) -> dict[str, Any]:
     """What the page must know of the model."""
     config = model.config
-    classes = [{"name": n, "color": list(c)} for n, c in zip(model.labels.names, model.labels.palette, strict=True)]
     return {
         "model": name,
         "resolution": config.data.resolution,
-        "classes": classes,
+        "classes": model.labels.classes_file()["classes"],
         "encoder": model.E is not None,
         "student": model.S is not None,
         "chosen_steps": config.steps,
@@ -55,8 +54,11 @@ def about(model: SemanticGAN, name: str) -> dict[str, Any]:
     }
 
 
-def answer(model: SemanticGAN, found: Found) -> dict[str, Any]:
-    """One answer as JSON; maps at the size in `found`."""
+def answer(model: SemanticGAN, found: Found, steps: int) -> dict[str, Any]:
+    """One answer as JSON; maps at the size in `found`.
+
+    Words on the distance only after as many steps of inversion as the validation images' distances, which it is ranked among.
+    """
     label, _, uncertainty = found.maps()
     counts = np.bincount(label.reshape(-1), minlength=model.labels.num_classes)
     height, width = label.shape
@@ -69,9 +71,10 @@ def answer(model: SemanticGAN, found: Found) -> dict[str, Any]:
         "uncertainty_map": data_url(png(np.asarray(small))),
     }
     if found.reconstruction is not None and found.distance is not None:
-        rank = distance_rank(found.distance, model.config.distance_quantiles)
         out |= {"reconstruction": data_url(png(to_rgb(found.reconstruction))), "distance": round(found.distance, 4)}
-        out |= {"distance_rank": rank, "words": distance_words(rank)}
+        if steps == model.config.steps:
+            rank = distance_rank(found.distance, model.config.distance_quantiles)
+            out |= {"distance_rank": rank, "words": distance_words(rank)}
     elif model.S is not None:
         out["words"] = "A student has no distance: whether such images were seen, its teacher tells."
     return out
@@ -135,10 +138,10 @@ def refine(model: SemanticGAN, picture: Opened, steps: int, job: Long) -> None:
     img = _fitted(model, picture)
     job.breathe()
     if model.S is not None:
-        job.tell("answer", answer(model, next(model.find([picture.pixels]))))
+        job.tell("answer", answer(model, next(model.find([picture.pixels])), 0))
         return
     if model.E is not None:
-        job.tell("answer", answer(model, next(model.find([picture.pixels], steps=0))))
+        job.tell("answer", answer(model, next(model.find([picture.pixels], steps=0)), 0))
         ws0, *features = in_fixed_batches(model.E, img)
     else:
         ws0, *features = [model.G.mapping.w_avg.expand(1, model.G.num_ws, -1)]
@@ -153,12 +156,11 @@ def refine(model: SemanticGAN, picture: Opened, steps: int, job: Long) -> None:
         if step in (0, 1, steps) or time.monotonic() - told >= SECONDS_BETWEEN_STEPS:
             told = time.monotonic()
             found = _found(model, img, out, seg_logits, [live])[0]
-            job.tell("step", {"step": step, "steps": steps, **answer(model, found)})
+            job.tell("step", {"step": step, "steps": steps, **answer(model, found, step)})
 
-    prior = model.whitening if model.config.inversion.prior > 0 else None
-    best = invert(model.G, model.lpips, img, ws0, model.config.inversion, steps, prior, features=features, watch=watch)
+    best = invert(model.G, model.lpips, img, ws0, model.config.inversion, steps, model.prior, features=features, watch=watch)
     final = _found(model, img, best.img, best.seg_logits, [size])[0]
-    job.tell("done", {"step": int(best.steps_used[0]), "steps": steps, **answer(model, final)})
+    job.tell("done", {"step": int(best.steps_used[0]), "steps": steps, **answer(model, final, steps)})
 
 
 def _fitted(model: SemanticGAN, picture: Opened) -> Tensor:

@@ -144,8 +144,7 @@ def _add_pictures(app: FastAPI) -> None:
         request: Request, id: Key, steps: Annotated[int, Query(ge=1, le=answers.MAX_STEPS)] = answers.STEPS, page: Page = ""
     ) -> Response:
         session = _session(request)
-        picture = session.picture(id)
-        return events(session, request, page, lambda job: answers.refine(session.model, picture, steps, job))
+        return events(session, request, page, lambda job: answers.refine(session.model, session.picture(id), steps, job))
 
     @app.post("/api/mask.png")
     async def mask_file(request: Request, width: Side, height: Side, name: Name = "mask") -> Response:
@@ -208,11 +207,6 @@ def _add_folder(app: FastAPI) -> None:
     @app.get("/api/next")
     async def next_images(request: Request, num: Annotated[int, Query(ge=1, le=50)] = 10, page: Page = "") -> Response:
         session = _session(request)
-        if session.model.S is not None:
-            session.model.G  # noqa: B018  says what a student lacks
-        if session.model.E is None:
-            raise UserError("this model has no encoder, so it cannot suggest what to label")
-        session.folder  # noqa: B018  says what is missing before anything is started
         return events(session, request, page, lambda job: session.next_images(num, job))
 
 
@@ -223,7 +217,7 @@ def serve(model: SemanticGAN, name: str, data: Path | None, port: int, say: Call
     """Run the page on 127.0.0.1 until it is interrupted. Raises UserError for a port that is taken or bad data."""
     import uvicorn
 
-    folder = DataFolder(data, model.labels, model.config.data.channels or 3) if data is not None else None
+    folder = DataFolder(data, model.labels, model.config.data.num_channels) if data is not None else None
     with socket.socket() as place:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

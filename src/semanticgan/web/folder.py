@@ -42,7 +42,8 @@ class DataFolder:
         self._known: set[str] = set()
         self.labeled: set[str] = set()
         self.reload()
-        self.labels = labels.model_copy(update={"coding": self._coding()})
+        coding, self._shows_classes = self._coding()
+        self.labels = labels.model_copy(update={"coding": coding})
         if self.labels.coding == "binary" and labels.num_classes > 2:
             raise UserError(
                 f"{self.root}: got masks of 0 and 255 alone, expected class ids of the {labels.num_classes} classes of the model"
@@ -53,11 +54,12 @@ class DataFolder:
         names = [name for name in list_images(self.root, str(self.root)) if _can_be_labeled(self.root, name)]
         if not names:
             raise UserError(f"{self.root}: no images below a folder called images; put them there, as docs/data.md says")
-        self.names, self._known = names, set(names)
-        self.labeled = {name for name in names if has_mask(self.root, name)}
+        with self._lock:  # a mask that is being saved must not be missed
+            self.names, self._known = names, set(names)
+            self.labeled = {name for name in names if has_mask(self.root, name)}
 
-    def _coding(self) -> Literal["index", "binary"]:
-        """`binary` if there are masks that hold 255 and none holds another value but 0."""
+    def _coding(self) -> tuple[Literal["index", "binary"], bool]:
+        """`binary` if there are masks that hold 255 and none holds another value but 0; whether one does hold another."""
         seen = False
         for name in sorted(self.labeled):
             try:
@@ -65,9 +67,9 @@ class DataFolder:
             except UserError:
                 continue
             if counts[1:IGNORE_INDEX].any():
-                return "index"
+                return "index", True
             seen = seen or bool(counts[IGNORE_INDEX])
-        return "binary" if seen else "index"
+        return "binary" if seen else "index", False
 
     def path(self, name: str) -> Path:
         """Raises UnknownError unless `name` is one of the folder's images."""
@@ -90,14 +92,13 @@ class DataFolder:
 
     def whole(self, name: str) -> tuple[bytes, str]:
         """The image at its own size as a file that any browser shows, and its media type."""
-        pixels, _ = pictures.read(self.path(name), name, self.channels)
+        pixels = pictures.read(self.path(name), name, self.channels).pixels
         if pixels.size > 12_000_000:
             return pictures.jpeg(pixels, 92), "image/jpeg"
         return pictures.png(pixels), "image/png"
 
     def thumbnail(self, name: str, side: int = 128) -> bytes:
-        pixels, _ = pictures.read(self.path(name), name, self.channels, at_least=side)
-        return pictures.jpeg(pixels, 80)
+        return pictures.jpeg(pictures.read(self.path(name), name, self.channels, at_least=side).pixels, 80)
 
     def mask(self, name: str) -> tuple[bytes, tuple[int, int]] | None:
         """Class ids row by row, gzipped, with width and height; None without a mask. Raises UserError for a bad one."""
@@ -117,7 +118,7 @@ class DataFolder:
         Raises UserError for class ids that the folder's masks cannot hold, and for another size than the image's.
         """
         path = self.path(name)
-        _, size = pictures.read(path, name, self.channels, at_least=16)
+        size = pictures.read(path, name, self.channels, at_least=16).size
         if size != (label.shape[1], label.shape[0]):
             raise UserError(f"{name}: got a mask of {label.shape[1]} x {label.shape[0]}, expected {size[0]} x {size[1]}")
         binary = self.labels.coding == "binary"
@@ -125,6 +126,12 @@ class DataFolder:
         if not good.all():
             also = "; masks of 0 and 255 have no ignored pixels" if binary else ", or 255"
             raise UserError(f"{name}: got class id {int(label[~good][0])}, expected 0 to {self.labels.num_classes - 1}{also}")
+        shows_classes = bool(((label > 0) & (label < IGNORE_INDEX)).any())
+        if not (binary or shows_classes or self._shows_classes) and (label == IGNORE_INDEX).any():
+            raise UserError(
+                f"{name}: got ignored pixels before any mask of the folder shows a class, which would be read as two classes; "
+                "save one with a class first"
+            )
         target = mask_path(path)
         with self._lock:
             kept = keep(target) if target.is_file() else None
@@ -133,6 +140,7 @@ class DataFolder:
             else:
                 save_label_png(target, label, self.labels)
             self.labeled.add(name)
+            self._shows_classes = self._shows_classes or shows_classes
         shown = [os.path.relpath(p, self.root) if p else None for p in (target, kept)]
         return {"mask": shown[0], "kept": shown[1], "labeled": len(self.labeled), "total": len(self.names)}
 
@@ -143,9 +151,17 @@ class DataFolder:
 
 
 def keep(mask: Path) -> Path:
-    """Give a mask file a second name, `.kept/NAME.1.png` or the first free number; never over a file."""
+    """Give a mask file a second name, `.kept/NAME.1.png` or the first free number; never over a file.
+
+    Raises UserError where that cannot be.
+    """
     folder = mask.parent / KEPT
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be made ({error.strerror}), so the mask stays as it is; make the folder writable"
+        ) from None
     number = 1
     while True:
         place = folder / f"{mask.stem}.{number}.png"

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from semanticgan.data.dataset import FORMATS, load_picture
+from semanticgan.data.dataset import FORMATS, Picture, load_picture
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 
@@ -32,6 +32,7 @@ class Opened:
     name: str
     size: tuple[int, int]  # width, height
     pixels: UInt8[np.ndarray, "h w c"]
+    stretched: bool = False  # the file has more than 8 bits a channel, which browsers show in their own way
 
 
 class Pictures:
@@ -56,17 +57,16 @@ class Pictures:
             return self._kept.get(key)
 
 
-def read(path: Path, name: str, channels: int, at_least: int | None = None) -> tuple[UInt8[np.ndarray, "h w c"], tuple[int, int]]:
-    """Pixels and the file's own width and height; `name` stands for the path in what is said of it.
+def read(path: Path, name: str, channels: int, at_least: int | None = None) -> Picture:
+    """As `load_picture`; `name` stands for the path in what is said of it.
 
     Raises UserError for a file that is no image or broken, TooLargeError before an enormous one is decoded.
     """
     require_pixels(path, name)
     try:
-        picture = load_picture(path, channels, at_least)
+        return load_picture(path, channels, at_least)
     except UserError as error:
         raise UserError(str(error).replace(str(path), name)) from None
-    return picture.pixels, picture.size
 
 
 def require_pixels(path: Path, name: str) -> None:
@@ -85,13 +85,14 @@ def require_pixels(path: Path, name: str) -> None:
 
 def open_picture(path: Path, name: str, channels: int) -> Opened:
     """As `read`."""
-    pixels, size = read(path, name, channels)
+    picture = read(path, name, channels)
+    pixels = picture.pixels
     side = max(pixels.shape[:2])
     if side > COPY_SIDE:
         width, height = (max(1, round(n * COPY_SIDE / side)) for n in (pixels.shape[1], pixels.shape[0]))
         planes = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
         pixels = np.asarray(planes.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)).reshape(height, width, -1)
-    return Opened(name, size, pixels)
+    return Opened(name, picture.size, pixels, picture.stretched)
 
 
 def runs(label: UInt8[np.ndarray, "h w"]) -> list[int]:

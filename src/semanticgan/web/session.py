@@ -38,7 +38,7 @@ class Session:
 
     def __init__(self, model: SemanticGAN, name: str, data: DataFolder | None) -> None:
         self.model, self.name, self.data = model, name, data
-        self.channels = model.config.data.channels or 3
+        self.channels = model.config.data.num_channels
         self.pictures, self.worker = pictures.Pictures(), Worker()
         self.first_masks, self.samples = answers.FirstMasks(model), answers.Samples(model)
         self.looks: dict[str, Look] = {}
@@ -72,13 +72,20 @@ class Session:
     async def first_answer(self, picture: pictures.Opened, page: str) -> dict[str, Any]:
         """The picture under its id, with the encoder's or the student's mask if there is one."""
         out: dict[str, Any] = {"id": self.pictures.add(picture), "name": picture.name, "size": picture.size}
+        out["stretched"] = picture.stretched
         if self.model.E is not None or self.model.S is not None:
             found = await asyncio.wrap_future(self.worker.quick(self.first_masks, picture, page))
-            out["answer"] = await self.read(answers.answer, self.model, found)
+            out["answer"] = await self.read(answers.answer, self.model, found, 0)
         return out
 
     def next_images(self, num: int, job: Long) -> None:
-        """Tell `progress`, then `proposals`: of a part of the folder, those whose label would teach most."""
+        """Tell `progress`, then `proposals`: of a part of the folder, those whose label would teach most.
+
+        Raises UserError for a model without an encoder, UnknownError without a folder.
+        """
+        self.model.G  # noqa: B018  says what a student lacks
+        if self.model.E is None:
+            raise UserError("this model has no encoder, so it cannot suggest what to label")
         folder = self.folder
         free, known = folder.drawn(False, ALIKE), folder.drawn(True, ALIKE)
         missing = [(n, True) for n in free if n not in self.looks] + [(n, False) for n in known if n not in self.looks]

@@ -23,7 +23,7 @@ const drop = tried(async file => {
   const response = await ask('/api/pictures', { name: file.name }, { method: 'POST', body: file })
   const found = await response.json()
   const base = await createImageBitmap(file).catch(() => null)
-  const fits = base && base.width === found.size[0] && base.height === found.size[1]
+  const fits = base && !found.stretched && base.width === found.size[0] && base.height === found.size[1]
   if (turn !== asked) return
   show(found, fits ? base : await image(address('/api/picture', { id: found.id })), null)
   say(`${found.name}: label map after ${((performance.now() - began) / 1000).toFixed(2)} s.`)
@@ -103,10 +103,12 @@ function use(k, undoable = true) {
   describe(answer || open.answer)
 }
 
+// Words on how well G knows the image belong to the picture: further steps do not change them.
 function describe(answer) {
   if (answer) open.answer = answer
+  if (answer?.words) open.verdict = { words: answer.words, distance_rank: answer.distance_rank }
   $('words').textContent = answer
-    ? `${answer.words} ${answer.distance === undefined ? 'U' : `Distance ${answer.distance.toFixed(3)}, u`}ncertainty ${(100 * answer.uncertainty).toFixed(1)} %.`
+    ? `${open.verdict?.words ?? ''} ${answer.distance === undefined ? 'U' : `Distance ${answer.distance.toFixed(3)}, u`}ncertainty ${(100 * answer.uncertainty).toFixed(1)} %.`
     : 'This model has no encoder: refine to see a label map.'
 }
 
@@ -188,6 +190,8 @@ const getOverlay = tried(async () => {
   const canvas = document.createElement('canvas')
   canvas.width = open.width; canvas.height = open.height
   const ctx = canvas.getContext('2d')
+  ctx.fillStyle = '#fff'  // as the model sees what is transparent
+  ctx.fillRect(0, 0, open.width, open.height)
   ctx.drawImage(open.picture, 0, 0, open.width, open.height)
   ctx.globalAlpha = editor.opacity
   ctx.drawImage(editor.overlay, 0, 0)
@@ -198,15 +202,20 @@ function getJson() {
   const counts = new Array(256).fill(0)
   for (const k of editor.label) counts[k]++
   const part = Object.fromEntries(about.classes.map(({ name }, k) => [name, counts[k] / editor.label.length]))
-  const { distance, distance_rank, uncertainty, words } = open.answer || {}
+  const { distance, uncertainty } = open.answer || {}, { distance_rank, words } = open.verdict || {}
   const content = { image: open.name, model: about.model, size: [open.width, open.height], shares: part, distance, distance_rank, uncertainty, words }
   give(new Blob([JSON.stringify(content, null, 1)], { type: 'application/json' }), `${stem()}.json`)
 }
 
-const save = tried(async () => {
+// One after the other, each as it was when it was asked for.
+let saving = Promise.resolve()
+function save() {
   if (!open?.inFolder) return
-  const { width, height, inFolder } = open
-  const body = editor.label.slice()
+  const { width, height, inFolder, changes } = open, body = editor.label.slice()
+  saving = saving.then(() => write(inFolder, width, height, body, changes))
+}
+
+const write = tried(async (inFolder, width, height, body, changes) => {
   const done = await (await ask('/api/data/mask', { image: inFolder, width, height }, { method: 'PUT', body })).json()
   const text = `Saved ${done.mask}` + (done.kept ? `; the mask before is ${done.kept}.` : '.')
   $('saved').textContent = text
@@ -215,14 +224,14 @@ const save = tried(async () => {
   if (open?.inFolder !== inFolder) return  // another image has been opened meanwhile
   offerLabel('in the folder', body, width, height)
   $('mask').value = open.masks.findIndex(mask => mask.name === 'in the folder')
-  open.changes = 0
+  open.changes = Math.max(0, open.changes - changes)  // what was drawn meanwhile is not saved
   open.labeled = true
 })
 
 function next() {
   if (!about.data) return
-  const name = queue.find(name => name !== open?.inFolder)
-  if (name) openImage(name)
+  queue = queue.filter(name => name !== open?.inFolder)
+  if (queue.length) openImage(queue[0])
   else propose(true)
 }
 
@@ -328,7 +337,7 @@ function shown(id, name) {
 
 function key(event) {
   const inField = event.target.matches('input:not([type=radio], [type=checkbox], [type=range]), select, textarea')
-  if (!open || inField || event.altKey || $('view-image').hidden) return
+  if (!open || inField || !$('letters').checked && !(event.ctrlKey || event.metaKey) || event.altKey || $('view-image').hidden) return
   const name = event.key.toLowerCase(), control = event.ctrlKey || event.metaKey
   const actions = control
     ? { z: () => event.shiftKey ? editor.redo() : editor.undo(), y: () => editor.redo(), s: save }
@@ -382,6 +391,7 @@ const begin = tried(async () => {
   $('model').textContent = `${about.model}, ${about.resolution} px`
   $('steps').value = about.steps
   for (const part of document.querySelectorAll('[data-needs=G]')) part.hidden = about.student
+  for (const part of document.querySelectorAll('[data-needs=E]')) part.hidden = !about.encoder
   classes()
   if (about.data) {
     document.querySelector('[data-view=folder]').hidden = false

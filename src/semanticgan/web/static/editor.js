@@ -88,6 +88,8 @@ export class Editor {
     if (!this.width) return
     ctx.setTransform(this.scale * ratio, 0, 0, this.scale * ratio, this.x * ratio, this.y * ratio)
     ctx.imageSmoothingEnabled = this.scale < 3
+    ctx.fillStyle = '#fff'  // as the model sees what is transparent
+    ctx.fillRect(0, 0, this.width, this.height)
     if (this.base) ctx.drawImage(this.base, 0, 0, this.width, this.height)
     ctx.imageSmoothingEnabled = false
     ctx.globalAlpha = this.opacity
@@ -312,12 +314,14 @@ export class Editor {
       if (this.tool !== 'move') { this.begin(this.cursor); this.end() }
       return
     }
-    const [dx, dy] = moves[event.key], far = (event.shiftKey ? 10 : 1) * Math.max(1, Math.round(this.width / 128))
+    const [dx, dy] = moves[event.key], far = (event.shiftKey ? 10 : 1) * Math.max(1, Math.round(4 / this.scale))  // 4 pixels of the screen
     if (this.tool === 'move') { this.pan(-dx * 20, -dy * 20); return }
     this.cursor = {
       x: Math.min(this.width - 0.5, Math.max(0.5, this.cursor.x + dx * far)),
       y: Math.min(this.height - 0.5, Math.max(0.5, this.cursor.y + dy * far)),
     }
+    const box = this.canvas.getBoundingClientRect(), x = this.x + this.cursor.x * this.scale, y = this.y + this.cursor.y * this.scale
+    this.pan(Math.max(0, -x) - Math.max(0, x - box.width), Math.max(0, -y) - Math.max(0, y - box.height))  // it stays in view
     this.draw()
   }
 }
