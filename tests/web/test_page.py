@@ -212,6 +212,60 @@ def test_propose_label_and_next(visit, data, tmp_path):
     said(page, "Correct it and save")
 
 
+def test_next_shows_every_proposal_once(visit):
+    page = visit()
+    page.get_by_role("button", name="Propose images").click()
+    said(page, "6 proposals out of 6 images")
+    names = [text.partition(":")[0] for text in page.locator("#proposals button").all_inner_texts()]
+    page.locator("#proposals button").first.click()
+    seen = []
+    for name in names:
+        page.get_by_role("heading", name=name, exact=True).wait_for()
+        seen.append(page.locator("#title").inner_text())
+        page.keyboard.press("n")
+    assert seen == names
+
+
+def test_what_is_drawn_during_a_save_is_not_saved(visit, data):
+    page = visit()
+    open_from_folder(page, "images/02.png")
+    said(page, "the mask in the folder")
+    held = []
+    page.route("**/api/data/mask*", lambda route: held.append(route) if route.request.method == "PUT" else route.continue_())
+    page.get_by_label("yeast").first.check()
+    drag(page, (0.4, 0.3), (0.6, 0.3))
+    page.get_by_role("button", name="Save mask").click()
+    drag(page, (0.4, 0.7), (0.6, 0.7))
+    page.get_by_role("button", name="Save mask").click()
+    page.wait_for_timeout(200)
+    assert len(held) == 1  # the second waits for the first
+    held.pop().continue_()
+    said(page, "02.1.png")
+    page.wait_for_timeout(200)
+    page.evaluate("window.confirm = text => { window.asked = text; return false }")
+    page.get_by_role("button", name="Folder", exact=True).click()
+    page.locator("#images button", has_text="images/03.png").click()
+    page.wait_for_function("window.asked?.includes('is not saved')")
+    held.pop().continue_()
+    said(page, "02.2.png")
+    assert (read_mask(data / "masks" / "02.png", LABELS) == 3).sum() > (
+        read_mask(data / "masks" / ".kept" / "02.2.png", LABELS) == 3
+    ).sum()
+
+
+def test_single_keys_can_be_switched_off(visit, tmp_path):
+    page = visit()
+    open_from_folder(page, "images/02.png")
+    page.locator("#keys-box summary").click()
+    page.get_by_label("Single keys work").uncheck()
+    shot(page, tmp_path, "keys")
+    page.locator("#title").focus()
+    page.keyboard.press("e")
+    assert page.get_by_role("button", name="Brush").get_attribute("aria-pressed") == "true"
+    page.keyboard.press("Control+s")
+    said(page, "Saved masks/02.png")
+
+
 def test_samples(visit, tmp_path):
     page = visit()
     page.get_by_role("button", name="Samples", exact=True).click()
