@@ -115,7 +115,7 @@ def new_method(method: str, seed: int, channels: int, num_classes: int, settings
 
 
 def batches(method: Any, data: Images, seed: int) -> Batches:
-    return Batches(data, seed, method.s.batch, Changes(method.s.augment, method.s.far, method.s.texture))
+    return Batches(data, seed, method.s.batch, Changes(method.s.augment, method.s.far, method.s.texture, method.s.near))
 
 
 def train_baseline(cell: Cell, args: argparse.Namespace, settings: dict[str, float]) -> tuple[Answers, dict[str, Any]]:

@@ -31,6 +31,7 @@ class Changes:
     strength: float = 1.0  # of place, size and colour
     far: float = 0.0  # share of the labelled images that are seen from farther away
     texture: float = 0.0  # share of the labelled images that get another texture
+    near: float = 0.0  # share of the labelled images of which an enlarged piece is seen
 
 
 class Batches:
@@ -63,7 +64,7 @@ class Batch:
         img, label = to_float(torch.from_numpy(images.labeled[chosen])), torch.from_numpy(images.labels[chosen]).long()
         random = self.random("labeled changes")
         return change_pairs(
-            img, label, images.num_classes, random, images.symmetry, changes.strength, changes.far, changes.texture
+            img, label, images.num_classes, random, images.symmetry, changes.strength, changes.far, changes.texture, changes.near
         )
 
     @cached_property

@@ -44,7 +44,7 @@ def train(
 ) -> tuple[nn.Module, float]:
     """`steps` updates; the network that segments, in evaluation mode, and the seconds that it took.
 
-    Raises UserError where the checkpoint is of other settings, another length or another precision.
+    Raises UserError where the checkpoint is of other settings, another length, precision or version.
 
     The last step's weights count: nothing is chosen here. A function of (method, batches, steps), interrupted or not; leaves
     the global random state alone.
@@ -52,7 +52,10 @@ def train(
     about = {**asdict(method.s), "steps": steps, "bf16": float(resolved("auto", "cpu") == "bf16")}
     state = State(method.members, {"step": 0, "seconds": 0.0, **about})
     if checkpoint is not None and checkpoint.is_file():
-        state.load_state_dict(load_checkpoint(checkpoint))
+        try:
+            state.load_state_dict(load_checkpoint(checkpoint))
+        except ValueError as error:
+            raise UserError(f"{checkpoint}: is of another version ({error}); delete it to begin again") from None
         if other := [f"{k} {state.numbers[k]:g} instead of {v:g}" for k, v in about.items() if state.numbers[k] != v]:
             raise UserError(f"{checkpoint}: was begun with {', '.join(other)}; delete it to begin again")
     last = saved = time.monotonic()

@@ -2,7 +2,7 @@
 
 The schedule, cross-entropy + Dice and averaged weights are those of the package's own U-Net, for every method and whatever its
 paper had: they are the better ones. A pretrained trunk's share of the rate is that of the encoder. To be tuned on draw 0 by
-validation: `lr`, and the task's length in accuracy_cells.
+validation: `lr`, `near`, and the task's length in accuracy_cells.
 """
 
 import copy
@@ -34,6 +34,7 @@ class Settings:
     augment: float = 1.0  # the changes, see batches.Changes
     far: float = 0.5  # as our encoder; on draw 0 it costs nothing in one view, and with zoom gains .008
     texture: float = 0.0
+    near: float = 0.0  # not tried yet; E has .3
 
 
 def new_optimizer(net: nn.Module, s: Settings) -> torch.optim.Optimizer:

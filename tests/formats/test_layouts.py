@@ -90,6 +90,19 @@ def test_a_white_class_is_not_what_is_ignored(tmp_path):
         convert(tmp_path / "voc", tmp_path / "other", say=print)
 
 
+def test_grey_masks_beside_a_labelmap_hold_ids_or_colours(tmp_path):
+    root = write_voc(tmp_path / "in")
+    (root / "labelmap.txt").write_text("cell:128,128,128::\nvessel:200,200,200::\n")
+    greys = np.zeros(256, np.uint8)
+    greys[[1, 2]] = 128, 200
+    label = scene(1, ignored=False)[1]
+    for name, values in (("2007_1", label), ("2007_2", greys[label])):
+        save(root / "SegmentationClass" / f"{name}.png", values)
+    found, _ = converted(root, tmp_path / "out")
+    for name in ("2007_1", "2007_2"):
+        np.testing.assert_array_equal(found[name][1], label)
+
+
 def test_celebamask(tmp_path):
     """Later parts lie over earlier ones; images become as large as their masks; a face without parts is unlabelled."""
     root = tmp_path / "CelebAMask-HQ"

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from semanticgan.data.synthetic import draw_scene
+from semanticgan.data.zoom_out import zoom_in, zoom_out
 from semanticgan.training import supervised
 from semanticgan.training.supervised import mean_iou, train_unet
 
@@ -82,6 +83,14 @@ def test_changes_move_image_and_label_together():
         middle = (img.mean(1).amax((1, 2)) + img.mean(1).amin((1, 2)))[:, None, None] / 2
         agree = ((img.mean(1) > middle) == (moved == 1)).float().mean()
         assert bright.any() and agree > 0.97
+
+
+@pytest.mark.parametrize(("changes", "change"), [({"far": 1.0}, zoom_out), ({"near": 1.0}, zoom_in)])
+def test_pairs_from_farther_away_and_from_nearer(scenes, changes, change):
+    img, label = tensors(*scenes[:2])
+    _, found = supervised.change_pairs(img, label, 4, torch.Generator().manual_seed(0), "none", 0.0, **changes)
+    _, expected = change(img, label, torch.Generator().manual_seed(0), 1.0)
+    assert torch.equal(found, expected) and not torch.equal(found, label)
 
 
 def test_mean_iou_counts_by_image_and_class():

@@ -73,8 +73,14 @@ def read_voc(source: Path, options: Options) -> ImageSet:
     palette = {(0, 0, 0): 0, VOC_BORDER: IGNORE_INDEX} | {colour: ids[name] for name, colour in found}
 
     def label(path: Path) -> Callable[[], np.ndarray]:
-        grey = colour_mode(path) in ("L", "1", "unreadable")
-        return lambda: (read_mask_values(path) if grey else from_colours(path, palette)).astype(np.uint8)
+        def read() -> np.ndarray:
+            if colour_mode(path) in ("L", "1", "unreadable"):
+                values = read_mask_values(path)
+                if set(np.unique(values).tolist()) <= {*range(labels.num_classes), IGNORE_INDEX}:
+                    return values.astype(np.uint8)  # ids; other greys are colours
+            return from_colours(path, palette).astype(np.uint8)
+
+        return read
 
     items = [Item(name, image, label(mask) if mask else None) for name, (image, mask) in pairs.items()]
     return ImageSet(tuple(items), labels, lists, notes=notes)

@@ -16,7 +16,7 @@ from semanticgan.data.pieces import with_one_object
 from semanticgan.data.stream import Stream, generator
 from semanticgan.data.texture import retexture
 from semanticgan.data.transforms import move, recolour, send, to_float
-from semanticgan.data.zoom_out import zoom_out
+from semanticgan.data.zoom_out import zoom_in, zoom_out
 from semanticgan.ema import ema_decay, update_ema
 from semanticgan.labels import IGNORE_INDEX
 from semanticgan.losses import cross_entropy, dice_loss
@@ -131,10 +131,13 @@ def change_pairs(
     strength: float,  # of place, size and colour
     far: float = 0.0,  # share of the pairs that are seen from farther away
     texture: float = 0.0,  # share of the images that get another texture
+    near: float = 0.0,  # share of the pairs of which an enlarged piece is seen
 ) -> tuple[Float[Tensor, "n c r r"], Int[Tensor, "n r r"]]:
     """Images and class maps after one random change of each pair; a pixel takes the class that covers most of it."""
     if far:
         img, label = zoom_out(img, label, random, far)
+    if near:
+        img, label = zoom_in(img, label, random, near)
     kinds = torch.cat([torch.arange(num_classes), torch.tensor([IGNORE_INDEX])])
     kinds = send(kinds, img.device)
     shares = (label[:, None] == kinds[:, None, None]).to(img.dtype)
