@@ -42,6 +42,13 @@ def test_writes_masks_overlays_reconstructions_and_summary(command, model_folder
     assert 0 <= row["uncertainty"] <= 1 and row["distance"] >= 0 and 0 <= row["distance_rank"] <= 1
 
 
+def test_a_distance_after_other_steps_has_no_rank(command, model_folder, tmp_path):
+    add_pair(tmp_path / "photos", "a", 1)
+    assert command("segment", model_folder, tmp_path / "photos", "--out", tmp_path / "out", "--steps", 1).code == 0
+    (row,) = json.loads((tmp_path / "out" / "summary.json").read_text())["images"]
+    assert row["distance"] >= 0 and row["distance_rank"] is None
+
+
 def test_same_call_same_bytes_whatever_the_batch(command, model_folder, tmp_path):
     for k in range(5):
         add_pair(tmp_path / "photos", f"{k}", k, size=(20 + k, 24))
