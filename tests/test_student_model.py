@@ -88,7 +88,7 @@ def test_it_segments_without_reconstruction(model, images):
         lambda m: m.G,
         lambda m: list(m.sample(1)),
         lambda m: m.segment([np.zeros((16, 16, 3), np.uint8)], steps=3),
-        lambda m: m.whitening,
+        lambda m: m.prior,
     ],
 )
 def test_what_needs_g_says_so(model, use):
