@@ -55,9 +55,7 @@ def test_watching_changes_nothing_and_ends_with_the_result(model):
     def watch(step, img, seg_logits):
         told.append((step, img.clone(), seg_logits.clone()))
 
-    watched, alone = (
-        invert(model.G, model.lpips, x, ws, model.config.inversion, 4, model.prior, watch=w) for w in (watch, None)
-    )
+    watched, alone = (invert(model.G, model.lpips, x, ws, model.config.inversion, 4, model.prior, watch=w) for w in (watch, None))
     assert [step for step, _, _ in told] == [0, 1, 2, 3, 4]
     assert torch.equal(watched.img, alone.img) and torch.equal(watched.seg_logits, alone.seg_logits)
     assert torch.equal(told[-1][1], alone.img) and torch.equal(told[-1][2], alone.seg_logits)

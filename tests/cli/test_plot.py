@@ -71,7 +71,8 @@ def test_report_of_an_evaluation(command, refused, model_folder, data, tmp_path)
     done = command("report", tmp_path / "s.json", "--out", tmp_path / "again.html")
     assert (done.code, done.out) == (0, f"report: {tmp_path / 'again.html'}\n")
     page = (tmp_path / "s.html").read_text()
-    assert page == (tmp_path / "again.html").read_text() and page.count("data:image/jpeg") == 6  # eight images: four worst, and two others round the median
+    assert page == (tmp_path / "again.html").read_text()
+    assert page.count("data:image/jpeg") == 6  # of eight images the four worst, and two others round the median
     assert "no such" in refused("report", tmp_path / "s.json", "--model", tmp_path / "none")
 
 
