@@ -102,7 +102,9 @@ def pack_labeled(cell: Cell, root: Path, resolution: int, file: Path) -> Packed:
     return pack(root, paths(file), data=data, labels=LabelSpec.from_file(root / "classes.json"))
 
 
-def new_method(method: str, seed: int, channels: int, num_classes: int, settings: dict[str, float]) -> Any:
+def new_method(
+    method: str, seed: int, channels: int, num_classes: int, resolution: int, settings: dict[str, float]
+) -> Any:  # fmt: skip
     """A baseline with fresh weights. Raises UserError for a setting that it has not."""
     entry = METHODS[method]
     kind = getattr(import_module(f"baselines.{entry.method}"), CLASSES[entry.method])
@@ -110,8 +112,8 @@ def new_method(method: str, seed: int, channels: int, num_classes: int, settings
     for name in settings:
         if name not in fields:
             raise UserError(f"--trial {name}: no such setting of {method}; expected kimg, {', '.join(fields)}")
-    typed = kind.settings_class(**{name: fields[name](value) for name, value in settings.items()})
-    return kind(lambda s: new_network(entry.network, channels, num_classes, s), typed, seed, channels, num_classes)
+    typed = kind.settings_class(**{name: fields[name](value) for name, value in (entry.settings | settings).items()})
+    return kind(lambda s: new_network(entry.network, channels, num_classes, s, resolution), typed, seed, channels, num_classes)
 
 
 def batches(method: Any, data: Images, seed: int) -> Batches:
@@ -124,7 +126,7 @@ def train_baseline(cell: Cell, args: argparse.Namespace, settings: dict[str, flo
     kimg = settings.get("kimg", task.kimg[cell.labels])
     data = images(cell, root, args.resolution)
     others = {name: value for name, value in settings.items() if name != "kimg"}
-    method = new_method(cell.method, cell.seed, task.channels, data.num_classes, others)
+    method = new_method(cell.method, cell.seed, task.channels, data.num_classes, args.resolution, others)
     state = None if args.trial else args.work / "baselines" / cell.name / "state.pt"
     steps = round(kimg * 1000 / method.s.batch)
     net, seconds = train(method, batches(method, data, cell.seed), steps, state, lambda line: print(f"  {line}", flush=True))
@@ -241,7 +243,7 @@ def measure_rates(args: argparse.Namespace, steps: int = 4) -> dict[str, Any]:
     labels = torch.randint(2, (64, side, side), generator=random).byte().numpy()
     data = Images(shown, labels, shown, 2, "all")
     for name in BASELINES:
-        method = new_method(name, 0, 3, 2, {})
+        method = new_method(name, 0, 3, 2, side, {})
         stream = batches(method, data, 0)
         train(method, stream, 1)  # the first step is slower
         before = time.process_time()

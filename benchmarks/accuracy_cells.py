@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -71,6 +71,7 @@ class Entry:
     network: str | None = None  # of baselines.networks; None: ours
     method: str = "supervised"  # module of baselines
     imagenet: bool = False  # are weights from ImageNet in it
+    settings: dict[str, float] = field(default_factory=dict)  # of the baseline, where not the usual ones
     paper: str | None = None  # its row in the paper's tables
 
 
@@ -78,8 +79,11 @@ SEMI = "unet-small"  # the network of the semi-supervised methods: at 64 px it s
 METHODS = {
     "unet": Entry("U-Net, ResNet-34", "unet", paper="U-Net"),
     "deeplab": Entry("DeepLabV3+, ResNet-34", "deeplab", paper="DeepLab"),
-    "unet-small": Entry("small U-Net, as the student", "unet-small"),
+    "unet-small": Entry("small U-Net", "unet-small"),
     "unet-imagenet": Entry("U-Net, EfficientNet-lite0", "unet-imagenet", imagenet=True),
+    "unet-student": Entry(
+        "the student's U-Net, no teacher", "unet-student", imagenet=True, settings={"far": 0.3, "texture": 0.5}
+    ),
     "mean-teacher": Entry("Mean Teacher, small U-Net", SEMI, "mean_teacher", paper="MT"),
     "advssl": Entry("AdvSSL, small U-Net", SEMI, "advssl", paper="AdvSSL"),
     "gct": Entry("GCT, two small U-Nets", SEMI, "gct", paper="GCT"),
@@ -146,7 +150,7 @@ def queue() -> list[Cell]:
     def cells(task: str, methods: tuple[str, ...], labels: tuple[str, ...], seeds: tuple[int, ...] = SEEDS) -> Iterator[Cell]:
         yield from (Cell(task, m, k, seed) for k in labels for m in methods for seed in seeds)
 
-    plain = ("unet", "unet-imagenet")
+    plain = ("unet", "unet-imagenet", "unet-student")
     first = (*plain, *OURS)
     others = tuple(m for m in BASELINES if m not in plain)
     quick = tuple(m for m in others if m not in SMALLEST)

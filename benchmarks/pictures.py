@@ -168,7 +168,7 @@ def distilled(folder: Path, demo: Path) -> Image.Image:
     """A short training of a student, and what it and its teacher say of test scenes of both stains."""
     root = demo / "data"
     lists = [word for name in ("labeled", "unlabeled", "val") for word in (f"--{name}", str(root / f"{name}.txt"))]
-    settings = ("--set", "student.widths=[16,32,64,128]", "--kimg", "30", "--seed", "0")
+    settings = ("--set", "student.trunk=none", "--set", "student.widths=[16,32,64,128]", "--seed", "0")
     command(folder, "distill", RUN, "--data", str(root), *lists, *settings, "--out", "runs/small")
     names = [n for d in "ab" for n in (root / f"test_{d}.txt").read_text(encoding="utf-8").split()[: SHOWN // 2]]
     images = [read_image(root / name, 3) for name in names]

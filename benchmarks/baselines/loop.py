@@ -49,7 +49,8 @@ def train(
     The last step's weights count: nothing is chosen here. A function of (method, batches, steps), interrupted or not; leaves
     the global random state alone.
     """
-    about = {**asdict(method.s), "steps": steps, "bf16": float(resolved("auto", "cpu") == "bf16")}
+    bf16, side = resolved("auto", "cpu") == "bf16", batches.images.labeled.shape[1]
+    about = {**asdict(method.s), "steps": steps, "resolution": side, "bf16": float(bf16)}
     state = State(method.members, {"step": 0, "seconds": 0.0, **about})
     if checkpoint is not None and checkpoint.is_file():
         try:

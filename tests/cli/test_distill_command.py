@@ -86,7 +86,7 @@ def test_info_on_a_run(command, tmp_path):
     for name in ("labeled", "unlabeled", "val"):
         (tmp_path / f"{name}.txt").write_text("x\n")
     done = command("info", tmp_path)
-    assert "length student 100 kimg" in done.out
+    assert "length student 30 kimg" in done.out
     assert f"not finished; go on with: semanticgan distill /runs/first --out {tmp_path} --resume" in done.out
 
 

@@ -1,4 +1,5 @@
 import errno
+import math
 import os
 import pickle
 import resource
@@ -11,7 +12,7 @@ from torch import nn
 
 from semanticgan.errors import UserError
 from semanticgan.training import checkpoint
-from semanticgan.training.checkpoint import State, load_checkpoint, save_checkpoint, save_stage, stage_checkpoints
+from semanticgan.training.checkpoint import State, load_checkpoint, save_checkpoint, save_stage, stage_checkpoints, to_keep
 
 
 def build(seed=0):
@@ -185,3 +186,10 @@ def test_the_last_two_of_each_stage_are_kept(tmp_path):
         "encoder-000000048.pt", "encoder-best.pt", "gan-000020000.pt", "gan-001000000.pt",
     ]  # fmt: skip
     assert len(stage_checkpoints(tmp_path, "encoder")) == 1
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("best", [True, True, False, False, True, True]), ("last", [True] * 6)])
+def test_which_weights_are_kept(keep, expected):
+    state = State({}, {"best": -1.0})
+    assert [to_keep(state, score, keep) for score in (0.0, 0.7, 0.6, 0.7, math.nan, 0.8)] == expected
+    assert state.best == 0.8

@@ -224,7 +224,7 @@ def test_a_run_keeps_its_best_and_says_how_far_it_is(make, small_data, tmp_path)
 
 
 def test_a_pretrained_way_down_starts_from_imagenet_and_learns_more_slowly(small_config):
-    config = small_config("student.trunk=efficientnet-lite0", "student.widths=[8, 16]", "student.trunk_lr=0.25")
+    config = small_config("student.widths=[8, 16]", "student.trunk_lr=0.25")
     state = new_student_state(config, 4, 3, "cpu")
     published = EfficientNetLite0().load_imagenet().state_dict()
     assert all(torch.equal(value, published[name]) for name, value in state.S.trunk.state_dict().items())

@@ -22,7 +22,7 @@ from semanticgan.cli.options import (
 )
 
 Hours = Annotated[float | None, typer.Option(parser=POSITIVE, metavar="H", help="Time for the training. Default: by kimg.")]
-Kimg = Annotated[float | None, typer.Option(parser=POSITIVE, metavar="N", help="Length in thousands of images. Default: 100.")]
+Kimg = Annotated[float | None, typer.Option(parser=POSITIVE, metavar="N", help="Length in thousands of images. Default: 30.")]
 
 
 def distill(

@@ -1,5 +1,6 @@
 """Everything that a stage must remember, as one object with one list of members."""
 
+import math
 import os
 import pickle
 import zipfile
@@ -84,6 +85,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot be read as a checkpoint ({reason}); delete it to use an earlier one") from None
+
+
+def to_keep(state: State, score: float, keep: str) -> bool:
+    """Are these the weights to export so far? By their validation score, which is remembered; or "last", whatever they score.
+
+    A score that is NaN, as without validation images, speaks for the later weights.
+    """
+    better = not math.isfinite(score) or score > state.best
+    if math.isfinite(score):
+        state.best = max(state.best, score)
+    return better or keep == "last"
 
 
 def stage_checkpoints(folder: Path, stage: str) -> list[Path]:

@@ -25,7 +25,7 @@ from semanticgan.nn.backbone import EfficientNetLite0
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.precision import autocast
-from semanticgan.training.checkpoint import State, save_checkpoint
+from semanticgan.training.checkpoint import State, save_checkpoint, to_keep
 from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.gan import TrainingData
 from semanticgan.training.run import Clock, Run, Stage
@@ -93,7 +93,7 @@ def train_encoder(
     config: Config, labels: LabelSpec, data: TrainingData, val: ValidationData, G: Generator, lpips: LPIPS,
     state: State, run: Run, budget: float | None, device: str,
 ) -> None:  # fmt: skip
-    """Train to the end of the stage, from wherever `state` stands; keeps `encoder-best.pt` by validation IoU.
+    """Train to the end of the stage, from wherever `state` stands; keeps `encoder-best.pt` as `run.keep` says.
 
     G is frozen. Randomness and the order of the data are functions of (seed, nimg). Raises what `Stage.steps` raises.
     """
@@ -102,11 +102,9 @@ def train_encoder(
 
     def report(means: dict[str, float], last: bool) -> dict[str, float]:
         score = trainer.validate(val)
-        if not math.isfinite(score) or score > state.best:
-            state.best = score if math.isfinite(score) else state.best
-            if run.world.main:
-                best = {"E": state.E_ema.state_dict(), "nimg": state.nimg, "seen_before": state.seen_before}
-                save_checkpoint(run.folder / "checkpoints" / "encoder-best.pt", best)
+        if to_keep(state, score, config.run.keep) and run.world.main:
+            best = {"E": state.E_ema.state_dict(), "nimg": state.nimg, "seen_before": state.seen_before}
+            save_checkpoint(run.folder / "checkpoints" / "encoder-best.pt", best)
         if run.world.main and (last or round(state.nimg / 1000 / config.run.tick_kimg) % 4 == 0):
             save_png(run.folder / "samples" / f"encoder-{state.nimg:09d}.png", trainer.picture(val))
         return {"val_iou": score, "best_val_iou": state.best}

@@ -22,7 +22,7 @@ from semanticgan.nn.discriminators import ImageDiscriminator, MultiScaleDiscrimi
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.unet import PretrainedUNet, UNet
 from semanticgan.precision import autocast
-from semanticgan.training.checkpoint import State, load_checkpoint, save_checkpoint, stage_checkpoints
+from semanticgan.training.checkpoint import State, load_checkpoint, save_checkpoint, stage_checkpoints, to_keep
 from semanticgan.training.encoder import ValidationData
 from semanticgan.training.gan import TrainingData
 from semanticgan.training.run import Clock, Run, Stage
@@ -136,7 +136,7 @@ def new_student_state(config: Config, num_classes: int, channels: int, device: s
 def train_student(
     trainer: "StudentTrainer", val: ValidationData, run: Run, budget: float | None,  # seconds
 ) -> None:  # fmt: skip
-    """Train to the end of the stage, from wherever the state stands; keeps `student-best.pt` by validation IoU.
+    """Train to the end of the stage, from wherever the state stands; keeps `student-best.pt` as `run.keep` says.
 
     Randomness and the order of the data are functions of (seed, nimg). Raises what `Stage.steps` raises.
     """
@@ -145,11 +145,9 @@ def train_student(
 
     def report(means: dict[str, float], last: bool) -> dict[str, float]:
         score = trainer.validate(val)
-        if not math.isfinite(score) or score > state.best:
-            state.best = score if math.isfinite(score) else state.best
-            save_checkpoint(
-                run.folder / "checkpoints" / "student-best.pt", {"S": state.S_ema.state_dict(), "kimg": state.nimg / 1000}
-            )
+        if to_keep(state, score, config.run.keep):
+            best = {"S": state.S_ema.state_dict(), "kimg": state.nimg / 1000}
+            save_checkpoint(run.folder / "checkpoints" / "student-best.pt", best)
         if last or round(state.nimg / 1000 / config.run.tick_kimg) % 8 == 0:
             save_png(run.folder / "samples" / f"student-{state.nimg:09d}.png", trainer.picture())
         return {"val_iou": score, "best_val_iou": state.best}
@@ -230,7 +228,7 @@ class StudentTrainer:
 
 
 def load_best(run: Run, S: UNet | PretrainedUNet) -> float:
-    """The weights that scored best on validation, into S; returns after how many kimg they did."""
+    """The weights that were kept, into S; returns after how many kimg they did."""
     best = load_checkpoint(run.folder / "checkpoints" / "student-best.pt")
     S.load_state_dict(best["S"])
     return float(best["kimg"])
