@@ -10,6 +10,7 @@ from torch import Tensor
 
 from semanticgan.data.stream import Stream, generator
 from semanticgan.data.transforms import move, recolour, to_float
+from semanticgan.data.zoom_out import zoom_in, zoom_out
 from semanticgan.training.supervised import change_pairs
 
 
@@ -29,9 +30,9 @@ class Changes:
     """How much images are changed in training, as in our own."""
 
     strength: float = 1.0  # of place, size and colour
-    far: float = 0.0  # share of the labelled images that are seen from farther away
+    far: float = 0.0  # share of the images that are seen from farther away, labelled or not
     texture: float = 0.0  # share of the labelled images that get another texture
-    near: float = 0.0  # share of the labelled images of which an enlarged piece is seen
+    near: float = 0.0  # share of the images of which an enlarged piece is seen, labelled or not
 
 
 class Batches:
@@ -69,11 +70,14 @@ class Batch:
 
     @cached_property
     def unlabeled(self) -> Float[Tensor, "n c r r"]:
-        """Images moved, in their own colours."""
-        images = self.batches.images
+        """Images moved, in their own colours. Without label maps, objects at the frame's edge come from farther away too."""
+        images, changes, random = self.batches.images, self.batches.changes, self.random("unlabeled changes")
         chosen = self.batches.unlabeled.indices(self.nimg, self.batches.count)
         img = to_float(torch.from_numpy(images.unlabeled[chosen]))
-        return move(img, self.random("unlabeled changes"), images.symmetry, self.batches.changes.strength)
+        unknown = torch.zeros(len(img), *img.shape[2:], dtype=torch.long)
+        img, unknown = zoom_out(img, unknown, random, changes.far)
+        img, _ = zoom_in(img, unknown, random, changes.near)
+        return move(img, random, images.symmetry, changes.strength)
 
     def recoloured(self, name: str) -> Float[Tensor, "n c r r"]:
         """The unlabelled images in other colours; each name has its own draw."""

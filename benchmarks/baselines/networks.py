@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from semanticgan.config import StudentConfig
+from semanticgan.config import DataConfig, StudentConfig, levels
 from semanticgan.errors import UserError
 from semanticgan.nn.unet import PretrainedUNet, UNet
 
@@ -104,7 +104,8 @@ def _unet_imagenet(num_classes: int) -> nn.Module:
 
 def _unet_student(channels: int, num_classes: int, resolution: int) -> nn.Module:
     """What `distill` trains, before it has a teacher."""
-    model = PretrainedUNet(channels, num_classes, StudentConfig().widths, resolution)
+    most = levels(DataConfig(resolution=resolution), StudentConfig().trunk)[1]
+    model = PretrainedUNet(channels, num_classes, StudentConfig().widths[:most], resolution)
     model.trunk.load_imagenet()
     return model
 

@@ -111,7 +111,8 @@ def interpolation(model: SemanticGAN, a: np.ndarray, b: np.ndarray, frames: int,
     for img in (a, b):
         x, (ws, *features) = _encoded(model, img)
         if steps > 0:
-            ws = invert(model.G, model.lpips, x, ws, model.config.inversion, steps, model.prior, features=features).ws
+            inversion = model.config.inversion.model_copy(update={"noise": False})  # nothing between two images' noise maps
+            ws = invert(model.G, model.lpips, x, ws, inversion, steps, model.prior, features=features).ws
         ends.append([ws, *features])
     side = max(256, model.config.data.resolution)
     pictures = []

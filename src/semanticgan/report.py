@@ -13,7 +13,7 @@ from PIL import Image
 
 from semanticgan.charts import Series, chart, thinned
 from semanticgan.config import STUDENT
-from semanticgan.data.dataset import read_image, read_mask
+from semanticgan.data.dataset import coded_as, read_image, read_mask
 from semanticgan.data.sources import find_root, mask_path
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
@@ -317,9 +317,9 @@ def draw_cases(cases: Sequence[Case], scores: Scores, name: str, root: Path, dev
         got, expected = ", ".join(model.labels.names), ", ".join(scores.mean.iou)
         raise UserError(f"{name}: got a model of {got}, expected one of {expected}, as the scores are")
     images = [read_image(root / case.image, model.config.data.num_channels) for case in cases]
-    pictures = []
+    labels, pictures = coded_as(model.labels, [mask_path(root / case.image) for case in scores.cases]), []
     for case, img, found in zip(cases, images, model.find(images, scores.steps), strict=True):
-        truth, label = read_mask(mask_path(root / case.image), model.labels, img.shape[1::-1]), found.label()
+        truth, label = read_mask(mask_path(root / case.image), labels, img.shape[1::-1]), found.label()
         panels = (to_rgb(img), model.labels.to_colour(truth), model.labels.to_colour(label), error_map(img, truth, label))
         pictures.append(Image.fromarray(grid([_shrunk(panel) for panel in panels], columns=len(panels), gap=4)))
     return pictures

@@ -9,9 +9,10 @@ import torch
 from baselines import advssl, gct, mean_teacher, unimatch
 from baselines.batches import Batches, Changes, Images
 from baselines.loop import train
-from baselines.networks import NETWORKS, SmallUNet, load_imagenet, new_network
+from baselines.networks import SmallUNet, load_imagenet, new_network
 from baselines.supervised import Settings, Supervised
 
+from semanticgan.config import StudentConfig
 from semanticgan.errors import UserError
 from semanticgan.labels import IGNORE_INDEX
 from semanticgan.nn.backbone import EfficientNetLite0
@@ -258,7 +259,7 @@ def _has(name):
     return find_spec(name) is not None
 
 
-@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "unet-small"])
+@pytest.mark.parametrize("name", ["unet", "deeplab", "unet-imagenet"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_networks_of_the_library(name, channels):
     pytest.importorskip("segmentation_models_pytorch")
@@ -268,6 +269,25 @@ def test_networks_of_the_library(name, channels):
     method = Supervised(lambda seed: new_network(name, channels, 2, seed), Settings(batch=2), 0, channels, 2)
     rates = [group["initial_lr"] for group in method.optimizer.param_groups]
     assert rates == ([1e-3, 3e-4] if name == "unet-imagenet" else [1e-3])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_students_own_network(channels):
+    net = new_network("unet-student", channels, 2, 0, 32)
+    assert net.widths == StudentConfig().widths[:4]  # as many as fit at 32 px, as `distill` takes
+    assert net(torch.zeros(1, channels, 32, 32)).shape == (1, 2, 32, 32)
+    published = EfficientNetLite0().load_imagenet().state_dict()
+    assert all(torch.equal(value, published[name]) for name, value in net.trunk.state_dict().items())
+    method = Supervised(lambda seed: net, Settings(batch=2), 0, channels, 2)
+    assert [group["initial_lr"] for group in method.optimizer.param_groups] == [1e-3, 3e-4]
+
+
+def test_unlabelled_images_come_from_farther_away_and_nearer_too(batches):
+    plain, far, near = (
+        Batches(batches.images, 0, 16, Changes(strength=0.0, **{name: 1.0} if name else {})).at(0).unlabeled
+        for name in ("", "far", "near")
+    )
+    assert not torch.equal(plain, far) and not torch.equal(plain, near) and far.shape == near.shape == plain.shape
 
 
 def test_imagenet_weights_lie_where_they_belong():

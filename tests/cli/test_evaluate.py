@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_scenes import load, write_list
 
 from semanticgan.cli.scores import table
@@ -40,6 +41,19 @@ def test_evaluate_agrees_with_segment(command, model_folder, data, tmp_path):
         found = np.asarray(load(tmp_path / "out" / "masks" / name)) == 1
         union = (truth | found).sum()
         assert case["iou"]["blob"] == pytest.approx((truth & found).sum() / union)
+
+
+def test_masks_in_another_coding_than_the_models(command, model_folder, data, tmp_path):
+    """0 and 255 where the model learnt from class ids: the same scores, and in the pictures too."""
+    images = write_list(tmp_path / "list.txt", [f"images/{k:02d}.png" for k in range(5)])
+    args = ("evaluate", model_folder, "--data", data, "--list", images, "--steps", 0, "--json")
+    assert "another coding" not in command(*args, tmp_path / "ids.json").out
+    for path in (data / "masks").iterdir():
+        Image.fromarray((np.asarray(load(path)) == 1).astype(np.uint8) * 255).save(path)
+    done = command(*args, tmp_path / "binary.json", "--report", tmp_path / "page.html")
+    assert done.code == 0 and "255 is class 1" in done.out and "data:image" in (tmp_path / "page.html").read_text()
+    before, after = (json.loads((tmp_path / name).read_text())["mean"] for name in ("ids.json", "binary.json"))
+    assert before == after
 
 
 def test_a_folder_of_which_few_images_have_masks(refused, model_folder, data):

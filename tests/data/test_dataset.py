@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from semanticgan.data import dataset
-from semanticgan.data.dataset import decide_labels, load_picture, read_image, read_mask, to_u8
+from semanticgan.data.dataset import coding_of, decide_labels, load_picture, read_image, read_mask, to_u8
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 
@@ -302,3 +302,11 @@ def test_all_bad_masks_are_listed_up_to_twenty(tmp_path):
     assert len(lines) == 21 and lines[0].startswith(str(paths[0])) and lines[-1] == "and 10 more"
     with pytest.raises(UserError, match="no masks"):
         decide_labels(tmp_path, [])
+
+
+def test_the_coding_of_masks():
+    zeros, ids, whites = (np.bincount(np.array(values), minlength=256) for values in ([0], [0, 1], [0, 255]))
+    for counts, expected in (
+        ([], None), ([zeros], None), ([zeros, whites], "binary"), ([whites, ids], "index"), ([zeros, ids], "index")
+    ):  # fmt: skip
+        assert coding_of(iter(counts)) == expected

@@ -224,6 +224,12 @@ def test_packs_unused_for_a_month_go(files):
     assert not old.exists() and len([*cache.iterdir()]) == 1
 
 
+def test_a_pack_that_another_process_takes_away_meanwhile(files, monkeypatch):
+    root, paths, cache = files
+    monkeypatch.setattr(type(cache), "glob", lambda self, pattern: [self / pattern.replace("*", "gone")])
+    assert len(pack(root, paths, data=DATA, labels=None, cache=cache).images) == 40
+
+
 def test_channels(tmp_path):
     (tmp_path / "images").mkdir()
     grey = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)

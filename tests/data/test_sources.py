@@ -216,5 +216,21 @@ def test_masks_that_no_image_finds(root):
         find_sources(root)
     lines = str(caught.value).splitlines()
     assert len(lines) == 2
-    assert "masks/orphan.png: mask without image" in lines[0] and "masks/u.jpg: got a mask in jpg, expected u.png" in lines[1]
+    assert (
+        "masks/orphan.png: mask without image" in lines[0]
+        and "masks/u.jpg: got a mask ending in .jpg, expected u.png" in lines[1]
+    )
     find_sources(root, [write_list(root / "l.txt", *(f"images/a{k:02}.jpg" for k in range(4)))])  # a list names what it wants
+
+
+def test_two_labelled_images_with_one_mask_are_refused_unless_a_list_names_one(root):
+    (root / "images/a03.png").touch()
+    with pytest.raises(UserError, match=r"images/a03\.jpg and images/a03\.png: got one mask for both, masks/a03\.png"):
+        find_sources(root)
+    some = write_list(root / "some.txt", *(f"images/a{k:02}.jpg" for k in range(6)))
+    sources = find_sources(root, labeled=[some], val=[write_list(root / "val.txt", "images/a07.jpg")])
+    assert "images/a03.png" in sources.unlabeled and len(sources.labeled) == 6
+
+
+def test_a_name_that_is_no_utf8_can_be_drawn():
+    assert len(draw_validation([f"images/\udce9{k}.jpg" for k in range(5)])) == 2

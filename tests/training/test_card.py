@@ -19,11 +19,11 @@ SCORES = {
 
 @pytest.fixture
 def write(small_config):
-    def write(scores, root="/data/skin: new", *overrides):
+    def write(scores, root="/data/skin: new", *overrides, open_ones=("steps", "zoom")):
         config = small_config(*overrides)
         described = ModelConfig(labels=LABELS, data=config.data, networks=config.networks, inversion=InversionConfig())
         sources = Sources(Path(root), ("a",), ("a", "b"), ("c", "d"), ())
-        return card(described, sources, scores, "semanticgan train --data skin", {"hours": 1.0}, 3)
+        return card(described, sources, scores, "semanticgan train --data skin", {"hours": 1.0}, 3, open_ones)
 
     return write
 
@@ -56,3 +56,11 @@ def test_without_scores(write):
 @pytest.mark.parametrize("trunk", ["residual", "efficientnet-lite0"])
 def test_outside_weights_are_named(write, trunk):
     assert ("ImageNet" in write({}, "/d", f"networks.encoder_trunk={trunk}")) == (trunk != "residual")
+
+
+@pytest.mark.parametrize(
+    ("open_ones", "expected"),
+    [(("steps", "zoom"), "; steps, zoom and temperature were chosen"), ((), "; the temperature was chosen")],
+)
+def test_only_what_validation_chose_is_said_to_be_chosen(write, open_ones, expected):
+    assert f"{expected} on the validation images." in write(SCORES, open_ones=open_ones)

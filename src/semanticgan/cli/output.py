@@ -35,8 +35,8 @@ def require_file(path: Path, option: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_bytes`, in UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
+    """As `write_bytes`, in UTF-8; the names of files may be in another coding, and stay as they are."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from semanticgan.cli.output import require_file, write_text
+from semanticgan.data.dataset import coded_as
 from semanticgan.data.sources import find_root, list_images, mask_path
 from semanticgan.errors import UserError
 from semanticgan.evaluation import evaluate, to_csv
@@ -48,6 +49,10 @@ def evaluate_model(
     if bare:
         counts = f"{len(bare)} of {len(images)} images have no mask, such as {bare[0]}"
         raise UserError(f"--list {spec}: {counts}; name a list of images that have one")
+    labels = coded_as(model.labels, [mask_path(root / image) for image in images if (root / image).is_file()])
+    if labels.coding != model.labels.coding:
+        meaning = "255 is class 1" if labels.coding == "binary" else "class ids, 255 is ignored"
+        say(f"masks: of another coding than those of the training: {meaning}")
     steps = model.config.steps if steps is None else steps
     said = time.monotonic()
 
@@ -58,7 +63,7 @@ def evaluate_model(
             say(f"{done} of {total} images")
 
     result = evaluate(
-        lambda stream: model.find(stream, steps, batch), root, images, model.labels, model.config.data.num_channels, progress,
+        lambda stream: model.find(stream, steps, batch), root, images, labels, model.config.data.num_channels, progress,
         world.shared,
     )  # fmt: skip
     used = {"steps": steps, "views": model.config.views, "zoom": model.config.zoom}

@@ -3,7 +3,7 @@
 import struct
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -218,6 +218,29 @@ def count_values(path: Path, size: tuple[int, int] | None = None) -> Int64[np.nd
     if values.max() > 255:
         raise UserError(f"{path}: got class id {int(values.max())}, expected 0 to 253, or 255 for ignored pixels")
     return np.bincount(values.astype(np.uint8).reshape(-1), minlength=256)
+
+
+def coding_of(counts: Iterable[Int64[np.ndarray, "256"]]) -> Literal["index", "binary"] | None:
+    """The coding of masks with these values (`count_values`): "binary" where 255 occurs and nothing else but 0.
+
+    None where there is no value above 0. No further than the first mask that shows a class id.
+    """
+    seen = False
+    for count in counts:
+        if count[1:IGNORE_INDEX].any():
+            return "index"
+        seen = seen or bool(count[IGNORE_INDEX])
+    return "binary" if seen else None
+
+
+def coded_as(labels: LabelSpec, mask_files: Sequence[Path]) -> LabelSpec:
+    """A model's classes in the coding of masks that it has not seen. Where there are more than two, 255 is always ignored.
+
+    Raises UserError naming a file that is no mask.
+    """
+    if labels.num_classes > 2:
+        return labels
+    return labels.model_copy(update={"coding": coding_of(map(count_values, mask_files)) or labels.coding})
 
 
 def labels_from_values(root: Path, holders: dict[int, Path]) -> LabelSpec:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -119,9 +120,10 @@ def _prune(cache: Path) -> None:
     now = time.time()
     for folder in [*cache.glob("pack-*"), *cache.glob("new-*")]:
         mark = folder / "index.json" if folder.name.startswith("pack-") else folder / "images.u8"
-        days = (now - (mark if mark.exists() else folder).stat().st_mtime) / 86400
-        if days > (_KEEP_DAYS if folder.name.startswith("pack-") else 1):
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process was first
+            days = (now - (mark if mark.exists() else folder).stat().st_mtime) / 86400
+            if days > (_KEEP_DAYS if folder.name.startswith("pack-") else 1):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 Result = tuple[np.ndarray, np.ndarray | None, bool] | str

@@ -156,10 +156,23 @@ def _need_masks(root: Path, images: Sequence[str], role: str) -> None:
     raise_problems(problems)
 
 
+def _need_own_masks(root: Path, images: Sequence[str]) -> None:
+    first: dict[Path, str] = {}
+    problems = []
+    for image in images:
+        other = first.setdefault(mask_path(root / image), image)
+        if other != image:
+            problems.append(
+                f"{root / other} and {image}: got one mask for both, {mask_path(Path(image))}; give one of them another name, "
+                "and a mask of its own or none"
+            )
+    raise_problems(problems)
+
+
 def draw_validation(labeled: Sequence[str]) -> tuple[str, ...]:
     """A tenth of the labelled images, at least two; which ones depends on their names alone."""
     count = max(2, round(len(labeled) / 10))
-    by_hash = sorted(labeled, key=lambda image: hashlib.sha256(image.encode()).digest())
+    by_hash = sorted(labeled, key=lambda image: hashlib.sha256(os.fsencode(image)).digest())
     return tuple(sorted(by_hash[:count]))
 
 
@@ -202,6 +215,7 @@ def find_sources(root: Path, labeled: Sequence[str] = (), unlabeled: Sequence[st
         val_images = list(drawn)
     else:
         notes.append(f"validation: {len(val_images)} images")
+    _need_own_masks(root, sorted({*chosen, *val_images}))
     pool = _gather(root, unlabeled, banned) if unlabeled else [i for i in everything if i not in banned]
     if not val:
         pool = [image for image in pool if image not in banned]
@@ -232,7 +246,7 @@ def stray_masks(root: Path) -> list[str]:
                     f"{here}/{file}: mask without image; expected {beside / stem}.* beside it: add it or remove the mask"
                 )
             elif suffix != ".png":
-                problems.append(f"{here}/{file}: got a mask in {suffix[1:]}, expected {stem}.png; store masks as PNG")
+                problems.append(f"{here}/{file}: got a mask ending in {suffix}, expected {stem}.png; store masks as PNG")
     return problems
 
 

@@ -84,7 +84,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return content
     except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be read as a checkpoint ({reason}); delete it to use an earlier one") from None
+        raise UserError(f"{path}: cannot be read as a checkpoint ({reason})") from None
 
 
 def to_keep(state: State, score: float, keep: str) -> bool:
@@ -96,6 +96,14 @@ def to_keep(state: State, score: float, keep: str) -> bool:
     if math.isfinite(score):
         state.best = max(state.best, score)
     return better or keep == "last"
+
+
+def load_kept(folder: Path, stage: str) -> dict[str, Any]:
+    """A stage's weights to export. Raises UserError where they cannot be read."""
+    try:
+        return load_checkpoint(folder / "checkpoints" / f"{stage}-best.pt")
+    except UserError as error:
+        raise UserError(f"{error}; delete {stage}-[0-9]*.pt beside it, and --resume trains that stage again") from None
 
 
 def stage_checkpoints(folder: Path, stage: str) -> list[Path]:

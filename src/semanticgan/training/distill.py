@@ -23,6 +23,7 @@ from semanticgan.model import SemanticGAN
 from semanticgan.nn.unet import PretrainedUNet, UNet
 from semanticgan.precision import resolved
 from semanticgan.predict import Found
+from semanticgan.training.encoder import require_one_object_fits
 from semanticgan.training.export import card, summary, versions
 from semanticgan.training.run import Interrupted, Run, duration, held, require_new_folder, write_text
 from semanticgan.training.stages import Plan, pack_data, require_same, restore, tell_report
@@ -97,6 +98,8 @@ def student_config(teacher: SemanticGAN, overrides: list[str], seed: int | None)
         if section not in SECTIONS:
             raise UserError(f"--set {text}: a student takes this from its teacher; expected a setting of {', '.join(SECTIONS)}")
     config, theirs = build_config("cpu64", overrides, seed), teacher.config
+    if config.predict.steps is not None:
+        raise UserError(f"predict.steps: got {config.predict.steps}, but a student has no inversion; leave it out")
     student = config.student
     if "widths" not in student.model_fields_set:  # the usual ones, as many as there can be
         student = student.model_copy(update={"widths": student.widths[: levels(theirs.data, student.trunk)[1]]})
@@ -106,6 +109,7 @@ def student_config(teacher: SemanticGAN, overrides: list[str], seed: int | None)
         raise UserError(f"student.{error}") from None
     open_ones = {name: getattr(theirs, name) for name in ("one_object", "convex") if getattr(config.predict, name) is None}
     predict = config.predict.model_copy(update=open_ones)
+    require_one_object_fits(predict, theirs.labels.num_classes)
     return config.model_copy(
         update={
             "preset": STUDENT,
@@ -221,7 +225,8 @@ def export_student(
         scores = evaluate(model.find, sources.root, sources.val, plan.labels, config.data.num_channels)
         run.log(summary(scores))
         write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
-    model.save(run.folder / "model", card(model.config, sources, scores, plan.command, lengths, config.run.seed, how))
+    open_ones = [*(["views"] if config.predict.views else []), *(["zoom"] if config.predict.zoom is None else [])]
+    model.save(run.folder / "model", card(model.config, sources, scores, plan.command, lengths, config.run.seed, open_ones, how))
 
 
 def choose_settings(model: SemanticGAN, plan: Plan, run: Run) -> tuple[bool, Choice]:

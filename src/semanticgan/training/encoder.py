@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from semanticgan.config import Config
+from semanticgan.config import Config, PredictConfig
 from semanticgan.data import transforms
 from semanticgan.data.pieces import are_convex, have_one_object, least_share, with_one_object, with_some_object
 from semanticgan.data.stream import Stream, generator
@@ -46,14 +46,20 @@ class ValidationData:
     labels: UInt8[np.ndarray, "n r r"]
 
 
+def require_one_object_fits(predict: PredictConfig, num_classes: int) -> None:
+    """Raises UserError where one object is asked for among more classes, or its hull where there may be several."""
+    if predict.one_object and num_classes != 2:
+        raise UserError(f"predict.one_object: got true for {num_classes} classes, expected two; leave it out")
+    if predict.convex and not predict.one_object:
+        raise UserError("predict.convex: got true, but there is not one object; set predict.one_object=true too, or leave it out")
+
+
 def with_one_object_decided(config: Config, labels: LabelSpec, data: TrainingData, val: ValidationData, run: Run) -> Config:
     """The settings with `predict.one_object` and `predict.convex` as the masks say, where they were left open.
 
     Raises UserError where one is set for more than two classes, or the second without the first.
     """
     one, convex = config.predict.one_object, config.predict.convex
-    if one and labels.num_classes != 2:
-        raise UserError(f"predict.one_object: got true for {labels.num_classes} classes, expected two; leave it out")
     some = np.concatenate([maps[:: len(maps) // ASKED + 1] for maps in (data.labels, val.labels)])
     if one is None:
         one = have_one_object(some)
@@ -61,8 +67,7 @@ def with_one_object_decided(config: Config, labels: LabelSpec, data: TrainingDat
             run.log("one object: the known masks have one piece each, so label maps will (else set predict.one_object=false)")
             if least_share(data.labels):
                 run.log("one object: no labelled image is without it, so unlabelled ones are taken to show it too")
-    if convex and not one:
-        raise UserError("predict.convex: got true, but there is not one object; set predict.one_object=true too, or leave it out")
+    require_one_object_fits(config.predict.model_copy(update={"one_object": one}), labels.num_classes)
     if convex is None:
         convex = one and are_convex(some)
         if convex:

@@ -63,7 +63,8 @@ def export_model(
     def write() -> None:
         if scores:
             write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
-        model.save(run.folder / "model", card(model.config, sources, scores, command, lengths, config.run.seed))
+        open_ones = [name for name in ("steps", "zoom") if getattr(config.predict, name) is None]
+        model.save(run.folder / "model", card(model.config, sources, scores, command, lengths, config.run.seed, open_ones))
 
     run.world.first(write)
     return scores
@@ -98,6 +99,7 @@ def summary(scores: dict[str, Any]) -> str:
 
 def card(
     config: ModelConfig, sources: Sources, scores: dict[str, Any], command: str, lengths: dict[str, float], seed: int,
+    open_ones: Sequence[str],  # settings of prediction that validation chose, beside the temperature
     how: Sequence[str] = (),  # more sentences on the training
 ) -> str:  # fmt: skip
     """The model folder's README.md: what it is, what it was trained on and how, and its validation scores."""
@@ -109,7 +111,8 @@ def card(
     imagenet = config.kind != "student" and config.networks.encoder_trunk != "residual"  # a student's `how` says it
     how = [*how, *(["The encoder's trunk began with weights trained on ImageNet."] if imagenet else [])]
     student = config.kind == "student"
-    steps, chosen = ("", "views, zoom") if student else (f"{config.steps} inversion steps, ", "steps, zoom")
+    steps = "" if student else f"{config.steps} inversion steps, "
+    chosen = f"{', '.join(open_ones)} and temperature were" if open_ones else "the temperature was"
     what = f"Segments images into: {classes}."
     what += f" A U-Net, student of `{config.teacher}`; its `reconstruction` and `distance` are None." if student else ""
     unlike = (
@@ -130,7 +133,7 @@ def card(
         "```", command, "```", *(["", " ".join(how)] if how else []), "",
         "## Use", "",
         f"By default: {steps}{views}{zoom}, softmax temperature {config.temperature:g}; "
-        f"{chosen} and temperature were chosen on the validation images.", "",
+        f"{chosen} chosen on the validation images.", "",
     ]  # fmt: skip
     if scores:
         lines += ["## Validation scores", "", "| class | IoU | 95 % | Dice |", "|---|---|---|---|"]

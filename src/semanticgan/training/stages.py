@@ -25,7 +25,7 @@ from semanticgan.labels import LabelSpec
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.precision import resolved
 from semanticgan.report import write_report
-from semanticgan.training.checkpoint import State, load_checkpoint, stage_checkpoints
+from semanticgan.training.checkpoint import State, load_checkpoint, load_kept, stage_checkpoints
 from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.encoder import ValidationData, new_encoder_state, train_encoder, with_one_object_decided
 from semanticgan.training.export import export_model
@@ -207,7 +207,7 @@ def require_shares(config: Config, processes: int) -> None:
 def median_side(sources: Sources) -> int:
     """Median shorter side in pixels of up to 100 training images; broken ones do not count."""
     sides = []
-    for path in sources.unlabeled[:: max(1, len(sources.unlabeled) // 100)]:
+    for path in sources.unlabeled[:: max(1, -(-len(sources.unlabeled) // 100))]:
         try:
             sides.append(min(load_picture(sources.root / path, 3, at_least=64).size))
         except UserError:
@@ -314,7 +314,7 @@ def run_stages(plan: Plan, run: Run) -> None:
     lpips = LPIPS().to(device, memory_format=torch.channels_last)
     train_encoder(config, plan.labels, data, val, G, lpips, encoder, run, budgets[1], device)
 
-    best = world.first(lambda: load_checkpoint(run.folder / "checkpoints" / "encoder-best.pt"))
+    best = world.first(lambda: load_kept(run.folder, "encoder"))
     encoder.E_ema.load_state_dict(best["E"])
     export_model(
         run, config, plan.labels, plan.sources, G, encoder.E_ema, device, plan.command,
@@ -342,7 +342,7 @@ def restore(run: Run, stage: str, state: State) -> Path | None:
         try:
             content = load_checkpoint(path)
         except UserError as error:
-            run.log(f"warning: {error}")
+            run.log(f"warning: {error}; delete it to use an earlier one")
             continue
         try:
             state.load_state_dict(content)

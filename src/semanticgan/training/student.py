@@ -22,7 +22,7 @@ from semanticgan.nn.discriminators import ImageDiscriminator, MultiScaleDiscrimi
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.unet import PretrainedUNet, UNet
 from semanticgan.precision import autocast
-from semanticgan.training.checkpoint import State, load_checkpoint, save_checkpoint, stage_checkpoints, to_keep
+from semanticgan.training.checkpoint import State, load_checkpoint, load_kept, save_checkpoint, stage_checkpoints, to_keep
 from semanticgan.training.encoder import ValidationData
 from semanticgan.training.gan import TrainingData
 from semanticgan.training.run import Clock, Run, Stage
@@ -229,6 +229,6 @@ class StudentTrainer:
 
 def load_best(run: Run, S: UNet | PretrainedUNet) -> float:
     """The weights that were kept, into S; returns after how many kimg they did."""
-    best = load_checkpoint(run.folder / "checkpoints" / "student-best.pt")
+    best = load_kept(run.folder, "student")
     S.load_state_dict(best["S"])
     return float(best["kimg"])

@@ -5,13 +5,15 @@ import hashlib
 import os
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from semanticgan.data.dataset import count_values, read_mask
+from semanticgan.data.dataset import coding_of, count_values, read_mask
 from semanticgan.data.sources import find_root, has_mask, list_images, mask_path
 from semanticgan.errors import UserError
 from semanticgan.files import replacing
@@ -42,8 +44,9 @@ class DataFolder:
         self._known: set[str] = set()
         self.labeled: set[str] = set()
         self.reload()
-        coding, self._shows_classes = self._coding()
-        self.labels = labels.model_copy(update={"coding": coding})
+        coding = coding_of(self._counts())
+        self._shows_classes = coding == "index"
+        self.labels = labels.model_copy(update={"coding": coding or "index"})
         if self.labels.coding == "binary" and labels.num_classes > 2:
             raise UserError(
                 f"{self.root}: got masks of 0 and 255 alone, expected class ids of the {labels.num_classes} classes of the model"
@@ -58,18 +61,11 @@ class DataFolder:
             self.names, self._known = names, set(names)
             self.labeled = {name for name in names if has_mask(self.root, name)}
 
-    def _coding(self) -> tuple[Literal["index", "binary"], bool]:
-        """`binary` if there are masks that hold 255 and none holds another value but 0; whether one does hold another."""
-        seen = False
+    def _counts(self) -> Iterator[np.ndarray]:
+        """How often each value occurs, of every mask that can be read."""
         for name in sorted(self.labeled):
-            try:
-                counts = count_values(mask_path(self.root / name))
-            except UserError:
-                continue
-            if counts[1:IGNORE_INDEX].any():
-                return "index", True
-            seen = seen or bool(counts[IGNORE_INDEX])
-        return "binary" if seen else "index", False
+            with suppress(UserError):
+                yield count_values(mask_path(self.root / name))
 
     def path(self, name: str) -> Path:
         """Raises UnknownError unless `name` is one of the folder's images."""
