@@ -140,7 +140,7 @@ def train_baseline(cell: Cell, args: argparse.Namespace, settings: dict[str, flo
         return predict(NetworkPredictor(net), stream, resolution=args.resolution, symmetry=symmetry, zoom=zoom, **shape)
 
     kept = {"kimg": kimg, **dataclasses.asdict(method.s)}
-    return find, {"settings": kept, "seconds": {"training": round(seconds, 1)}, "imagenet": METHODS[cell.method].imagenet}
+    return find, {"settings": kept, "seconds": {"training": round(seconds, 1)}}
 
 
 def train_ours(cell: Cell, args: argparse.Namespace) -> tuple[Answers, dict[str, Any]]:
@@ -151,7 +151,7 @@ def train_ours(cell: Cell, args: argparse.Namespace) -> tuple[Answers, dict[str,
     ours.train()
     config = ours.model.config
     settings = {"steps": config.steps if cell.method == "semanticgan" else 0, "zoom_chosen": config.zoom}
-    return ours.find, {"settings": settings, "seconds": ours.seconds, "imagenet": ours.imagenet, "commands": ours.commands}
+    return ours.find, {"settings": settings, "seconds": ours.seconds, "commands": ours.commands}
 
 
 # ---------------------------------------------------------------- cells

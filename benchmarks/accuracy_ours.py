@@ -123,11 +123,6 @@ class Ours:
 
         return shlex.join(map(known_as, words))
 
-    @property
-    def imagenet(self) -> bool:
-        """Are weights from ImageNet in the encoder, or in the one that taught the student?"""
-        return Plan.read(self.run).config.networks.encoder_trunk != "residual"
-
     def unlabeled(self) -> list[str]:
         """The options that name the unlabelled images: the task's lists, or a list of some of them."""
         lists = [SPLITS / self.task.name / name for name in self.task.unlabeled]

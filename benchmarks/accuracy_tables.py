@@ -133,14 +133,8 @@ def task_table(results: Results, task: Task, labels: str, reading: str) -> str:
         steps = {results[c.name]["settings"].get("steps") for c in cells if c.name in results} - {None}
         if method == "semanticgan" and steps:
             title += f", {'/'.join(map(str, sorted(steps)))} steps"
-        rows.append([title, "yes" if uses_imagenet(results, cells, entry.imagenet) else "no", *columns])
+        rows.append([title, "yes" if entry.imagenet else "no", *columns])
     return table(["method", "ImageNet", *task.titles.values()], rows)
-
-
-def uses_imagenet(results: Results, cells: list[Cell], otherwise: bool) -> bool:
-    """What the results say of themselves; our own rows may start from a pretrained trunk or not."""
-    said = [results[c.name]["imagenet"] for c in cells if c.name in results]
-    return any(said) if said else otherwise
 
 
 def unlabeled_table(results: Results, reading: str = "zoom") -> str:

@@ -108,7 +108,7 @@ def test_a_cell_from_start_to_file(tiny, monkeypatch, capsys, tmp_path):
     results = accuracy_tables.read_results(args.results)
     said = results[cell.name]
     assert said["command"].endswith("--task tiny --method unet-small --labels 8 --seed 1 --resolution 16")
-    assert said["settings"]["kimg"] == 0.032 and said["seconds"]["training"] > 0 and not said["imagenet"]
+    assert said["settings"]["kimg"] == 0.032 and said["seconds"]["training"] > 0
     assert {"git", "machine", "threads", "versions", "date", "resolution"} <= set(said)
     for sets in said["readings"].values():
         assert sets["val"]["images"] == len(sets["val"]["iou"]) == 4
@@ -187,7 +187,7 @@ def result(cell, iou):
     readings = {r: {name: scores for name in TASKS[cell.task].sets} for r in accuracy_scores.READINGS}
     return {
         **dataclasses.asdict(cell),
-        "settings": {}, "imagenet": False, "seconds": {"training": 3600.0}, "readings": readings,
+        "settings": {}, "seconds": {"training": 3600.0}, "readings": readings,
         "machine": "X", "precision": "fp32", "versions": {"torch": "2"}, "git": "abc",
     }  # fmt: skip
 

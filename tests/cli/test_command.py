@@ -1,3 +1,4 @@
+import os
 import re
 import signal
 import subprocess
@@ -104,3 +105,11 @@ def test_exit_code_reaches_the_shell():
     done = subprocess.run([sys.executable, "-m", "semanticgan", "info"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_names_that_are_no_utf8_are_printed(data):
+    for folder in ("images", "masks"):
+        os.rename(data / folder / "00.png", os.path.join(os.fsencode(data / folder), b"\xe9.png"))
+    words = [sys.executable, "-m", "semanticgan", "check", str(data)]
+    done = subprocess.run(words, capture_output=True, cwd=data.parent, check=False, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    assert done.returncode == 0 and done.stderr == b""

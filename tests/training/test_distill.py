@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from semanticgan.errors import UserError
+from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN
 from semanticgan.scores import Scores
 from semanticgan.training import distill as module
@@ -59,7 +60,7 @@ RESUME = {"data": None, "labeled": [], "val": [], "kimg": None, "overrides": [],
 
 @pytest.mark.parametrize(("setting", "expected"), [(None, True), ("predict.one_object=false", False)])
 def test_one_object_is_the_teachers_unless_said(teacher, setting, expected):
-    source = SemanticGAN.load(teacher).configured(one_object=True)
+    source = SemanticGAN.load(teacher).configured(one_object=True, labels=LabelSpec.unnamed(2))
     overrides = [*SETTINGS, *([setting] if setting else [])]
     assert module.student_config(source, overrides, None).predict.one_object is expected
 
@@ -179,6 +180,9 @@ def test_damaged_answers_of_the_teacher_are_asked_for_again(teacher, small_confi
         ({"overrides": ["student.kimh=3"]}, "no field 'kimh' in student"),
         ({"overrides": ["student.widths=[8, 8, 8, 8, 8, 8]"]}, "student.widths: got 6 levels, expected 2 to 3"),
         ({"overrides": ["student.trunk=none", "student.widths=[8, 8, 8, 8, 8, 8]"]}, "got 6 levels, expected 1 to 5"),
+        ({"overrides": ["predict.steps=20"]}, "predict.steps: got 20, but a student has no inversion"),
+        ({"overrides": ["predict.one_object=true"]}, "predict.one_object: got true for 4 classes"),
+        ({"overrides": ["predict.convex=true"]}, "predict.convex: got true, but there is not one object"),
         ({"overrides": ["student.labeled=0", "student.samples=0", "student.pseudo=0"]}, "expected one above 0"),
     ],
 )
