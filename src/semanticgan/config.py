@@ -91,6 +91,7 @@ class EncoderConfig(Section):
     lr: float = Field(1e-3, gt=0)
     trunk_lr: float = Field(0.3, ge=0, description="learning rate of a pretrained trunk, relative to lr")
     warm_lr: float = Field(0.3, ge=0, description="learning rate where E comes from another run or model, relative to lr")
+    lr_end: float = Field(0, ge=0, le=1, description="share of lr at the end of the stage, to which it falls by a cosine")
     weight_decay: float = Field(0.01, ge=0)
     mse: float = Field(2, ge=0)
     lpips: float = Field(2, ge=0)

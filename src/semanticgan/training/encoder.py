@@ -177,7 +177,8 @@ class EncoderTrainer:
         """One update; `stats` come back as those of all processes."""
         state = self.state
         peak = self.weights.lr * (self.weights.warm_lr if state.seen_before else 1.0)
-        lr = peak * min(1.0, progress / WARMUP + 0.01) * (1 + math.cos(math.pi * progress)) / 2
+        end = self.weights.lr_end
+        lr = peak * min(1.0, progress / WARMUP + 0.01) * (end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2)
         for group in state.opt.param_groups:
             group["lr"] = lr * group["share"]
         state.opt.zero_grad(set_to_none=True)
