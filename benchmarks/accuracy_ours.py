@@ -26,8 +26,8 @@ from semanticgan.training.gan import new_gan_state
 from semanticgan.training.stages import Plan
 
 # The same for all draws. On draw 0 of 40 labels two stages cost nothing: validation IoU .785, from joint runs .783 and .793.
-# Fixed schedules: no run is stopped or chosen by its own validation images. On draw 0 of 40 labels E does best at a rate that does
-# not fall (docs/numerics.md, "Tried"), and 0 steps of inversion were chosen.
+# Fixed schedules: no run is stopped or chosen by its own validation images. On draw 0 of 40 labels E does best at a rate that
+# does not fall (docs/numerics.md, "Tried"), and 0 steps of inversion were chosen.
 IMAGE_GAN = ("gan.kimg=40", "gan.seg_weight=0", "gan.feature_matching=0", "encoder.kimg=0.5", "predict.steps=0")
 RUN = ("gan.kimg=10", "run.keep=last", "predict.steps=0", "encoder.lr_end=1", "encoder.trunk_lr=0.1")
 ENCODER_KIMG = {"40": 12, "9": 12}  # by number of labels; the preset's where there are more

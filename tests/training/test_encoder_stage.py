@@ -150,7 +150,9 @@ def test_gradients_reach_all_of_e_and_are_clipped(config, small_data, G, lpips):
     assert norm <= config.encoder.grad_clip * 1.001
 
 
-@pytest.mark.parametrize(("end", "progress", "share"), [(0, 0.0, 0.01), (0, 0.5, 0.5), (0, 1.0, 0.0), (0.2, 0.5, 0.6), (1, 1.0, 1)])
+@pytest.mark.parametrize(
+    ("end", "progress", "share"), [(0, 0.0, 0.01), (0, 0.5, 0.5), (0, 1.0, 0.0), (0.2, 0.5, 0.6), (1, 1.0, 1.0)]
+)
 def test_the_learning_rate_rises_and_falls(small_config, small_data, G, lpips, end, progress, share):
     config = small_config(f"encoder.lr_end={end}")
     this = trainer(config, small_data[0], G, lpips)

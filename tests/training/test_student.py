@@ -183,6 +183,13 @@ def test_a_step_is_a_function_of_seed_and_nimg(make, assert_same):
     assert not torch.equal(first.state.S.head.weight, other.state.S.head.weight)
 
 
+@pytest.mark.parametrize("setting", ["zoom_out", "zoom_in", "texture"])
+def test_changes_are_those_of_the_settings(make, setting):
+    still = [f"student.{name}=0" for name in ("augment", "zoom_out", "zoom_in", "texture")] + ["data.symmetry=none"]
+    plain, changed = (make(*still, *more).draw(0)[0] for more in ([], [f"student.{setting}=1"]))
+    assert ((plain - changed).abs().amax((1, 2, 3)) > 0.1).sum() >= 4  # of 12; what touches the frame cannot go farther away
+
+
 def test_validation_sees_one_object_where_the_teacher_does(make):
     logits, label = torch.zeros(1, 2, 16, 16), np.zeros((1, 16, 16), np.uint8)
     logits[:, 0] = 3
