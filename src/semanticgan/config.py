@@ -105,6 +105,12 @@ class EncoderConfig(Section):
     zoom_out: float = Field(0.5, ge=0, le=1, description="share of E's images that it sees from farther away")
     zoom_in: float = Field(0.3, ge=0, le=1, description="share of E's images of which it sees an enlarged piece")
     ema_half_life_kimg: float = Field(2, gt=0)
+    average: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="last share of the stage over which the exported weights are averaged; 0: by the half-life alone",
+    )
     grad_clip: float = Field(5, gt=0)
 
 

@@ -97,7 +97,7 @@ def test_schedules_are_fixed(given, tmp_path):
         Ours(Cell("skin", "student", labels, 0), tmp_path / "data", tmp_path, "cpu64").train()
     _, few, student, many, _ = given
     assert all({"run.keep=last", "predict.steps=0"} <= set(words) for words in (few, many)) and "run.keep=last" in student
-    assert "encoder.kimg=12" in few and not any("encoder.kimg" in word for word in many)
+    assert all("encoder.lr_end=1" in words for words in (few, many))
 
 
 def test_a_command_that_fails_is_said(given, tmp_path, monkeypatch):

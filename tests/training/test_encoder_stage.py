@@ -160,6 +160,22 @@ def test_the_learning_rate_rises_and_falls(small_config, small_data, G, lpips, e
     assert this.state.opt.param_groups[0]["lr"] == pytest.approx(config.encoder.lr * share, abs=1e-12)
 
 
+def test_exported_weights_are_the_mean_of_the_last_share(small_config, small_data, G, lpips, assert_same):
+    this = trainer(small_config("encoder.average=0.5"), small_data[0], G, lpips)
+    seen = []
+    for step, progress in enumerate((0.0, 0.25, 0.5, 0.75, 0.9)):
+        assert (this.exported is this.state.E_ema) == (step < 3)  # nothing to average before half of the stage
+        this.update(12 * step, progress)
+        seen.append({name: p.detach().clone() for name, p in this.state.E.named_parameters()})
+    assert this.exported is this.state.E_mean and not this.state.E_mean.training
+    for name, p in this.exported.named_parameters():
+        assert torch.allclose(p, sum(weights[name] for weights in seen[2:]) / 3, atol=1e-6)  # float32 sums
+    again = new_encoder_state(this.config, G, 3, "cpu")
+    again.load_state_dict(this.state.state_dict())
+    assert again.averaged == 3
+    assert_same(dict(again.E_mean.state_dict()), dict(this.exported.state_dict()))
+
+
 def test_batches_that_are_no_multiple_of_three(small_config, small_data, G, lpips, tmp_path):
     state = train(small_config("encoder.batch=8", "encoder.kimg=0.008"), *small_data, G, lpips, tmp_path)
     assert state.nimg == 12  # twice a third of 2 each
@@ -223,7 +239,7 @@ def test_where_every_labelled_image_has_the_one_object_pseudo_labels_have_it_too
     for one_object, expected in ((True, 16), (False, 0)):
         config = small_config("data.symmetry=none", f"predict.one_object={one_object}", "encoder.pseudo_threshold=0.95")
         this = trainer(config, replace(small_data[0], labels=labels), G, lpips)
-        monkeypatch.setattr(this, "explained", lambda img: (img, logits))
+        monkeypatch.setattr(this, "explained", lambda E, img: (img, logits))
         found = this.guess(img) == 1
         assert (found.flatten(1).sum(1) == expected).all() and (found[:, 0].all() or not expected)
 

@@ -22,6 +22,7 @@ from semanticgan.memory import keep_freed_memory
 from semanticgan.metrics.segmentation import confusion, iou
 from semanticgan.model import build_encoder
 from semanticgan.nn.backbone import EfficientNetLite0
+from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.precision import autocast
@@ -76,22 +77,25 @@ def with_one_object_decided(config: Config, labels: LabelSpec, data: TrainingDat
 
 
 def new_encoder_state(config: Config, G: Generator, channels: int, device: str) -> State:
-    """E with fresh weights from the seed, starting at G's mean w; its average and its optimiser."""
+    """E with fresh weights from the seed, starting at G's mean w; its averages and its optimiser."""
+    mean = config.encoder.average > 0
     torch.manual_seed(config.run.seed + 1)
-    E, E_ema = (build_encoder(config.networks, config.data.resolution, channels) for _ in range(2))
+    E, *averages = (build_encoder(config.networks, config.data.resolution, channels) for _ in range(3 if mean else 2))
     E.w_avg.copy_(G.mapping.w_avg)
     if isinstance(E.trunk, EfficientNetLite0):
         E.trunk.load_imagenet()
-    E_ema.load_state_dict(E.state_dict())
-    for net in (E, E_ema):
-        net.to(device, memory_format=torch.channels_last)
-    E_ema.eval().requires_grad_(False)
+    E.to(device, memory_format=torch.channels_last)
+    for net in averages:
+        net.load_state_dict(E.state_dict())
+        net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     pretrained = E.trunk if isinstance(E.trunk, EfficientNetLite0) else None
     groups = parameter_groups(E, pretrained, config.encoder.trunk_lr)
     opt = torch.optim.AdamW(
         groups, config.encoder.lr, betas=(0.9, 0.99), weight_decay=config.encoder.weight_decay, foreach=True
     )  # fmt: skip
-    return State({"E": E, "E_ema": E_ema, "opt": opt}, {"nimg": 0, "seen_before": 0, "seconds": 0.0, "best": -1.0})
+    members = {"E": E, **dict(zip(("E_ema", "E_mean"), averages, strict=False)), "opt": opt}
+    numbers = {"nimg": 0, "seen_before": 0, "seconds": 0.0, "best": -1.0} | ({"averaged": 0} if mean else {})
+    return State(members, numbers)
 
 
 def train_encoder(
@@ -108,7 +112,7 @@ def train_encoder(
     def report(means: dict[str, float], last: bool) -> dict[str, float]:
         score = trainer.validate(val)
         if to_keep(state, score, config.run.keep) and run.world.main:
-            best = {"E": state.E_ema.state_dict(), "nimg": state.nimg, "seen_before": state.seen_before}
+            best = {"E": trainer.exported.state_dict(), "nimg": state.nimg, "seen_before": state.seen_before}
             save_checkpoint(run.folder / "checkpoints" / "encoder-best.pt", best)
         if run.world.main and (last or round(state.nimg / 1000 / config.run.tick_kimg) % 4 == 0):
             save_png(run.folder / "samples" / f"encoder-{state.nimg:09d}.png", trainer.picture(val))
@@ -188,6 +192,9 @@ class EncoderTrainer:
         state.opt.step()
         seen = (state.seen_before + state.nimg + self.batch) / 1000
         update_ema(state.E_ema, state.E, ema_decay(self.batch, min(self.weights.ema_half_life_kimg, 0.05 * seen)))
+        if self.weights.average and progress >= 1 - self.weights.average:
+            update_ema(state.E_mean, state.E, state.averaged / (state.averaged + 1))  # all of them count the same
+            state.averaged += 1
         return {"loss": stats["loss"], "grad_norm": norm, **stats}
 
     def draw_unlabeled(self, position: int, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,7 +215,7 @@ class EncoderTrainer:
             return torch.full(img.shape[:1] + img.shape[2:], IGNORE_INDEX, device=img.device)
         views = (0,) if self.config.data.symmetry == "none" else (0, 1)
         with self.autocast():
-            looks = [self.explained(transforms.view(img, k))[1] for k in views]
+            looks = [self.explained(self.state.E_ema, transforms.view(img, k))[1] for k in views]
         probs = torch.stack([transforms.unview(x.float().softmax(1), k) for x, k in zip(looks, views, strict=True)]).mean(0)
         sure, label = (with_some_object(probs, self.least) if self.least else probs).max(1)
         return label.masked_fill(sure < self.weights.pseudo_threshold, IGNORE_INDEX)
@@ -246,19 +253,24 @@ class EncoderTrainer:
         moved = both[:, channels:-1].argmax(1)
         return both[:, :channels], moved.masked_fill(both[:, -1] < 0.5, IGNORE_INDEX)
 
-    def explained(self, img: Float[Tensor, "n c r r"]) -> tuple[Tensor, Tensor]:
-        """What G makes of the averaged encoder's latents: reconstructions and seg_logits."""
-        ws, *features = self.state.E_ema(img)
+    @property
+    def exported(self) -> Encoder:
+        """The mean of the weights of the stage's last share, once that has begun (SWA, arXiv 1803.05407); until then E_ema."""
+        return self.state.E_mean if self.weights.average and self.state.averaged else self.state.E_ema
+
+    def explained(self, E: Encoder, img: Float[Tensor, "n c r r"]) -> tuple[Tensor, Tensor]:
+        """What G makes of an encoder's latents: reconstructions and seg_logits."""
+        ws, *features = E(img)
         return self.G.synthesis(ws, "none", *features)
 
     @torch.no_grad()
     def explain(self, images: UInt8[np.ndarray, "n r r c"]) -> tuple[Tensor, Tensor]:
-        """Reconstructions and seg_logits by the averaged encoder, for images at G's resolution."""
+        """Reconstructions and seg_logits by the exported encoder, for images at G's resolution."""
         outs = []
         for start in range(0, len(images), VALIDATED):
             img = transforms.to_float(self.to_device(np.array(images[start : start + VALIDATED])))
             with self.autocast():
-                outs.append(self.explained(img))
+                outs.append(self.explained(self.exported, img))
         return torch.cat([img for img, _ in outs]), torch.cat([seg_logits for _, seg_logits in outs])
 
     def validate(self, val: ValidationData) -> float:
