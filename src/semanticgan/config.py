@@ -133,7 +133,6 @@ class StudentConfig(Section):
     drop: float = Field(0.2, ge=0, lt=1, description="share of G's samples that the filter throws away")
     augment: float = Field(1, ge=0, description="strength of the changes of place and colour")
     zoom_out: float = Field(0.3, ge=0, le=1, description="share of the images that are seen from farther away")
-    zoom_in: float = Field(0, ge=0, le=1, description="share of the images of which an enlarged piece is seen")
     texture: float = Field(0.5, ge=0, le=1, description="share of the images that get another texture")
     ema_half_life_kimg: float = Field(2, gt=0)
     grad_clip: float = Field(5, gt=0)

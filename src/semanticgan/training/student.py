@@ -185,7 +185,7 @@ class StudentTrainer:
         drawn = [self.draw_from(name, nimg // len(self.sources), random) for name in self.sources]
         img, label = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         return change_pairs(img, label, self.labels.num_classes, random, self.config.data.symmetry, student.augment,
-                            student.zoom_out, student.texture, student.zoom_in)  # fmt: skip
+                            student.zoom_out, student.texture)  # fmt: skip
 
     def draw_from(self, name: str, position: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         if name == "samples":
