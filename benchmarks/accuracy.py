@@ -54,6 +54,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     doing.add_argument("--trial", action="append", metavar="NAME=NUMBER", help="a baseline's setting, or kimg; scores val alone")
     doing.add_argument("--table", action="store_true", help="put all results into docs/results.md")
     doing.add_argument("--difference", nargs=2, metavar="METHOD", help="first - second, with intervals; METHOD or METHOD:LABELS")
+    doing.add_argument("--against", type=Path, metavar="DIR", help="of --difference: the second's results; default as --results")
     doing.add_argument("--reading", choices=list(READINGS), default="zoom", help="of --difference; default zoom")
     doing.add_argument("--rates", action="store_true", help="measure images a second of the baselines, for the queue's minutes")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="holds skin and cxr, see docs/data.md")
@@ -268,7 +269,8 @@ def main() -> None:
             for task in args.task or TASKS:
                 for labels in args.labels or TASKS[task].labels[:1]:
                     budgets = tuple(k or labels for k in given)
-                    print(compare(read_results(args.results), *names, task, budgets, args.reading))
+                    others = read_results(args.against) if args.against else None
+                    print(compare(read_results(args.results), *names, task, budgets, args.reading, others))
         elif args.table:
             write_page(read_results(args.results))
         elif args.queue:

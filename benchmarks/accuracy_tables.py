@@ -79,16 +79,21 @@ def difference(first: list[np.ndarray], second: list[np.ndarray], seed: int = 0)
     return np.nanmean(gains, 1).tolist(), float(low), float(high)
 
 
-def compare(results: Results, a: str, b: str, task: str, labels: tuple[str, str], reading: str) -> str:
-    """The difference of two methods on every set, in the draws that both have; each may have its own number of labels."""
-    rows = []
+def compare(
+    results: Results, a: str, b: str, task: str, labels: tuple[str, str], reading: str, others: Results | None = None
+) -> str:
+    """The difference of two methods on every set, in the draws that both have; each may have its own number of labels.
+
+    `others` are the second's results, where they lie apart.
+    """
+    rows, found = [], (results, results if others is None else others)
     for name in TASKS[task].sets:
         cells = [[Cell(task, method, k, seed) for seed in SEEDS] for method, k in ((a, labels[0]), (b, labels[1]))]
-        both = [pair for pair in zip(*cells, strict=True) if all(c.name in results for c in pair)]
+        both = [pair for pair in zip(*cells, strict=True) if all(c.name in of for c, of in zip(pair, found, strict=True))]
         if not both:
             raise UserError(f"{a} and {b} on {task}, {' and '.join(labels)} labels: no draw that both were trained on; run it")
-        require_same_images(results, both, reading, name)
-        scores = [scores_of(results, column, reading, name) for column in zip(*both, strict=True)]
+        require_same_images(found, both, reading, name)
+        scores = [scores_of(of, column, reading, name) for of, column in zip(found, zip(*both, strict=True), strict=True)]
         gains, low, high = difference(*scores)
         numbers = [shown(float(np.mean(gains)), True), f"{shown(low, True)} to {shown(high, True)}"]
         each = " ".join(shown(gain, True) for gain in gains)
@@ -96,8 +101,8 @@ def compare(results: Results, a: str, b: str, task: str, labels: tuple[str, str]
     return table(["set", f"{a}, {labels[0]}", f"{b}, {labels[1]}", "difference", "95 % over images", "by draw"], rows)
 
 
-def require_same_images(results: Results, pairs: list[tuple[Cell, Cell]], reading: str, name: str) -> None:
-    lists = {results[c.name]["readings"][reading][name]["list"] for pair in pairs for c in pair}
+def require_same_images(found: tuple[Results, Results], pairs: list[tuple[Cell, Cell]], reading: str, name: str) -> None:
+    lists = {of[c.name]["readings"][reading][name]["list"] for pair in pairs for c, of in zip(pair, found, strict=True)}
     if len(lists) > 1:
         raise UserError(f"{name}: the results are of different images; compute the cells again on the same data")
 

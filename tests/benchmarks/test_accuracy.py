@@ -250,6 +250,9 @@ def test_only_the_same_images_are_compared():
     results = {cell.name: result(cell, [0.5, 0.6 + 0.1 * k]) for k, cell in enumerate(cells)}
     text = accuracy_tables.compare(results, "deeplab", "unet", "skin", ("40", "40"), "zoom")
     assert "| ISIC test | .600 | .550 | +.050 | +.000 to +.100 | +.050 |" in text
+    others = {cells[1].name: result(cells[1], [0.4, 0.5])}
+    text = accuracy_tables.compare(results, "deeplab", "deeplab", "skin", ("40", "40"), "zoom", others)
+    assert "| ISIC test | .600 | .450 | +.150 | +.100 to +.200 | +.150 |" in text  # of the same cell, computed in another way
     results[cells[1].name]["readings"]["zoom"]["ph2"] = {"images": 2, "list": "other", "iou": [0.5, 0.6]}
     with pytest.raises(UserError, match="different images"):
         accuracy_tables.compare(results, "deeplab", "unet", "skin", ("40", "40"), "zoom")
