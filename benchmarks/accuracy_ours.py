@@ -26,9 +26,8 @@ from semanticgan.training.gan import new_gan_state
 from semanticgan.training.stages import Plan
 
 # The same for all draws. On draw 0 of 40 labels two stages cost nothing: validation IoU .785, from joint runs .783 and .793.
-# Fixed schedules: no run is stopped or chosen by its own validation images. E does not learn the labelled images by heart at a
-# constant rate, with the mean of its second half's weights. That and 0 steps of inversion were chosen on draw 0 of 40 labels
-# (docs/numerics.md, "Tried").
+# Fixed schedules: no run is stopped or chosen by its own validation images. E has a constant rate and the mean of its
+# second half's weights. That and 0 steps of inversion were chosen on draw 0 of 40 labels (docs/numerics.md, "Tried").
 IMAGE_GAN = ("gan.kimg=40", "gan.seg_weight=0", "gan.feature_matching=0", "encoder.kimg=0.5", "predict.steps=0")
 RUN = (
     "gan.kimg=10", "run.keep=last", "predict.steps=0", "encoder.lr_end=1", "encoder.average=0.5", "encoder.trunk_lr=0.1",
