@@ -33,6 +33,7 @@ RUN = (
     "gan.kimg=10", "run.keep=last", "predict.steps=0", "encoder.lr_end=1", "encoder.average=0.5", "encoder.trunk_lr=0.1",
     "encoder.labeled=0.5", "encoder.weight_decay=0.1",
 )  # fmt: skip
+PLAIN = ("run.keep=last", "student.pseudo=0", "student.samples=0")  # a student of the labelled images alone
 STUDENT = ("run.keep=last",)
 TASK_SETTINGS = {"skin": (), "cxr": ("data.symmetry=flip",)}
 
@@ -67,12 +68,15 @@ class Ours:
         return self.model.find(stream, steps, views=views, zoom=zoom)
 
     def train(self) -> None:
-        """Whatever is missing of image GAN, run and student."""
+        """Whatever is missing of image GAN, run, and student, whose second teacher is a student of the labelled images alone."""
         first = replace(self.cell, labels=self.task.labels[0], seed=0)  # one of them, since train wants some labels
         base = self.without_labels(self.trained(first, self.image_gan, "train", ("--preset", self.preset), IMAGE_GAN))
         found = self.trained(self.cell, self.run, "train", ("--preset", self.preset, "--from", str(base)), RUN)
         if self.cell.method == "student":
-            found = self.trained(self.cell, self.run.with_name(f"{self.run.name}-student"), "distill", (str(found),), STUDENT)
+            plain, student = (self.run.with_name(f"{self.run.name}-{name}") for name in ("plain", "student"))
+            length = ("--kimg", f"{self.task.kimg[self.cell.labels]:g}")
+            self.trained(self.cell, plain, "distill", (str(found), *length), PLAIN)
+            found = self.trained(self.cell, student, "distill", (str(found), "--also", str(plain)), STUDENT)
         self.model = SemanticGAN.load(found)
 
     def trained(self, cell: Cell, out: Path, verb: str, options: tuple[str, ...], settings: tuple[str, ...]) -> Path:

@@ -32,6 +32,10 @@ class DataConfig(Section):
         """What is not known yet counts as colour."""
         return self.channels or 3
 
+    @property
+    def in_words(self) -> str:
+        return f"{self.resolution} px, {'grey' if self.channels == 1 else 'colour'}, fit {self.fit}, symmetry {self.symmetry}"
+
     @field_validator("resolution")
     @classmethod
     def _power_of_two(cls, value: int) -> int:

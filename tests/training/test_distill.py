@@ -45,9 +45,9 @@ def call(teacher, scenes, tmp_path):
     def call(**changes):
         said = []
         given = {
-            "model": str(teacher), "data": scenes, "out": tmp_path / "student", "labeled": ["labeled.txt"], "unlabeled": [],
-            "val": ["val.txt"], "kimg": 0.072, "seed": None, "hours": None, "device": "cpu", "overrides": SETTINGS,
-            "resume": False, "say": said.append,
+            "model": str(teacher), "also": [], "data": scenes, "out": tmp_path / "student", "labeled": ["labeled.txt"],
+            "unlabeled": [], "val": ["val.txt"], "kimg": 0.072, "seed": None, "hours": None, "device": "cpu",
+            "overrides": SETTINGS, "resume": False, "say": said.append,
         }  # fmt: skip
         distill(**(given | changes))
         return said
@@ -79,7 +79,7 @@ def test_from_a_run_to_a_student(call, teacher, scenes, tmp_path):
     said = call()
     out = tmp_path / "student"
     assert "gan-000000064.pt has D_img and D_seg; samples are filtered by D_img and D_seg" in said
-    assert "the teacher labels 32 images" in said
+    assert "1 teacher labels 32 images" in said
     assert names(out / "model") == ["README.md", "config.json", "model.safetensors"]
     lines = [json.loads(line) for line in (out / "stats.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["kimg"]) for line in lines] == [("student", 0.024), ("student", 0.048), ("student", 0.072)]
@@ -111,6 +111,50 @@ def test_a_model_folder_has_no_discriminators_and_says_so(call, teacher, tmp_pat
     assert "sharpness of their label maps" in (tmp_path / "student" / "model" / "README.md").read_text()
 
 
+def test_a_student_can_be_a_second_teacher(call, teacher, tmp_path):
+    call(overrides=[*SETTINGS, "student.pseudo=0", "student.samples=0"], kimg=0.024, out=tmp_path / "plain")
+    plain, out = str(tmp_path / "plain"), tmp_path / "student"
+    everything = [*SETTINGS, "student.pseudo_threshold=0"]
+    said = call(also=[plain], overrides=everything)
+    assert "2 teachers label 32 images" in said
+    assert f"those of the teacher and `{plain}`, averaged." in (out / "model" / "README.md").read_text()
+    taught = np.load(out / "checkpoints" / "teacher_labels.npy")
+    call(out=tmp_path / "alone", overrides=everything)
+    assert not np.array_equal(taught, np.load(tmp_path / "alone" / "checkpoints" / "teacher_labels.npy"))
+    call(**RESUME)  # it is remembered
+    call(**RESUME | {"also": [plain]})
+    with pytest.raises(UserError, match=r"--also: got other, the run has .*plain; with --resume give MODEL and --out alone"):
+        call(**RESUME | {"also": ["other", plain]})
+
+
+def test_without_an_encoder_the_others_label(call, teacher, tmp_path):
+    call(overrides=[*SETTINGS, "student.pseudo=0", "student.samples=0"], kimg=0.024, out=tmp_path / "plain")
+    source = SemanticGAN.load(teacher)
+    SemanticGAN(source.config.model_copy(update={"has_encoder": False, "steps": 1}), source.G).save(tmp_path / "G", "# G\n")
+    said = call(model=str(tmp_path / "G"), also=[str(tmp_path / "plain")], kimg=0.024)
+    assert "1 teacher labels 32 images" in said and any("sources labeled, pseudo, samples" in line for line in said)
+    card = (tmp_path / "student" / "model" / "README.md").read_text()
+    assert f"those of `{tmp_path / 'plain'}`." in card and "ImageNet" in card  # its own way down
+    with pytest.raises(UserError, match="got a model without an encoder, expected one with it, or a student"):
+        call(also=[str(tmp_path / "G")], out=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("data", {"symmetry": "none"}, "got images 16 px, colour, fit squash, symmetry none; expected MODEL's, 16 px, colour"),
+        ("labels", {"names": ("a", "b", "c", "d")}, "got classes a, b, c, d; expected MODEL's, "),
+    ],
+)
+def test_other_questions_than_the_models_are_refused(call, teacher, tmp_path, section, changes, message):
+    source = SemanticGAN.load(teacher)
+    changed = getattr(source.config, section).model_copy(update=changes)
+    source.configured(**{section: changed}).save(tmp_path / "other", "# other\n")
+    with pytest.raises(UserError, match=message):
+        call(also=[str(tmp_path / "other")])
+    assert names(tmp_path) == ["other"]
+
+
 def test_a_resumed_run_is_the_run(call, tmp_path, monkeypatch, assert_same):
     call(out=tmp_path / "whole")
     update = StudentTrainer.update
@@ -139,7 +183,7 @@ def test_a_resumed_run_is_the_run(call, tmp_path, monkeypatch, assert_same):
 def test_a_teacher_that_was_interrupted_is_asked_for_the_rest(teacher, small_config, small_data, tmp_path, monkeypatch, torn):
     model, images, said, asked = SemanticGAN.load(teacher), small_data[0].images, [], []
     runs = [Run(tmp_path / name, said.append) for name in ("whole", "parts")]
-    whole, teacher_labels = np.array(module.ask_teacher(model, images, small_config(), runs[0])), module.teacher_labels
+    whole, teacher_labels = np.array(module.ask_teachers([model], images, small_config(), runs[0])), module.teacher_labels
 
     def counted(model, images, threshold):
         asked.append(len(images))
@@ -150,17 +194,17 @@ def test_a_teacher_that_was_interrupted_is_asked_for_the_rest(teacher, small_con
 
     monkeypatch.setattr(module, "teacher_labels", counted)
     with pytest.raises(KeyboardInterrupt):
-        module.ask_teacher(model, images, small_config(), runs[1])
+        module.ask_teachers([model], images, small_config(), runs[1])
     path = tmp_path / "parts" / "checkpoints" / "teacher_labels.npy"
     if torn:  # killed within a map
         np.load(path, mmap_mode="r+")[4, -1] = module.UNASKED
-    assert np.array_equal(module.ask_teacher(model, images, small_config(), runs[1]), whole)
+    assert np.array_equal(module.ask_teachers([model], images, small_config(), runs[1]), whole)
     assert asked == [len(images), len(images) - (4 if torn else 5)] and np.array_equal(np.load(path), whole)
 
 
 def test_damaged_answers_of_the_teacher_are_asked_for_again(teacher, small_config, small_data, tmp_path):
     model, images, said = SemanticGAN.load(teacher), small_data[0].images, []
-    ask = partial(module.ask_teacher, model, images, small_config(), Run(tmp_path, said.append))
+    ask = partial(module.ask_teachers, [model], images, small_config(), Run(tmp_path, said.append))
     path = tmp_path / "checkpoints" / "teacher_labels.npy"
     first = np.array(ask())  # a copy: the file is about to be damaged
     assert np.array_equal(ask(), first) and np.array_equal(np.load(path), first) and len(said) == 1
@@ -175,6 +219,8 @@ def test_damaged_answers_of_the_teacher_are_asked_for_again(teacher, small_confi
     [
         ({"data": None}, "--data: missing"),
         ({"model": "nothing"}, "no such model"),
+        ({"also": ["nothing"]}, "nothing: no such model"),
+        ({"also": ["m"], "overrides": [*SETTINGS, "student.pseudo=0"]}, "--also m: got student.pseudo=0, with which no teacher"),
         ({"labeled": ["unlabeled.txt"]}, "has no mask"),
         ({"overrides": ["gan.kimg=3"]}, "--set gan.kimg=3: a student takes this from its teacher"),
         ({"overrides": ["student.kimh=3"]}, "no field 'kimh' in student"),

@@ -1,6 +1,7 @@
 """What a student learns from: G's samples without the worst, the teacher's label maps, labelled images; and its steps."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -139,15 +140,34 @@ def test_critics_come_from_a_run_alone(small_config, teacher, tmp_path):
 
 def test_the_teacher_labels_what_it_is_sure_of(teacher, small_data):
     images = small_data[0].images[:5]
-    everything = np.stack(list(teacher_labels(teacher, images, 0.0)))
+    everything, found = np.stack(list(teacher_labels([teacher], images, 0.0))), teacher.segment(list(images), steps=0, views=True)
     assert everything.shape == (5, 16, 16) and everything.max() < 4
-    assert np.array_equal(everything, np.stack([r.label for r in teacher.segment(list(images), steps=0)]))
-    sure = np.stack([r.probs.max(0) for r in teacher.segment(list(images), steps=0)])
+    assert np.array_equal(everything, np.stack([r.label for r in found]))
+    sure = np.stack([r.probs.max(0) for r in found])
     middle = float(np.median(sure))
-    some = np.stack(list(teacher_labels(teacher, images, middle)))
+    some = np.stack(list(teacher_labels([teacher], images, middle)))
     clear = np.abs(sure - middle) > 1e-4
     assert (some == np.where(sure < middle, IGNORE_INDEX, everything))[clear].all()
     assert 0.3 < (some == IGNORE_INDEX).mean() < 0.7
+
+
+def test_several_teachers_label_by_the_mean_of_their_probabilities():
+    class Sure(SemanticGAN):  # of class k, this much
+        def __init__(self, k, prob, temperature=1.0):
+            self.probs = torch.full((3, 2, 2), (1 - prob) / 2)
+            self.probs[k], self.config = prob, SimpleNamespace(temperature=temperature)
+
+        def find(self, images, **_):
+            yield from (SimpleNamespace(log_probs=self.config.temperature * self.probs.log()) for _ in images)
+
+    image = np.zeros((2, 2, 2, 3), np.uint8)
+    for teachers, expected, sureness in (
+        ([Sure(0, 0.8), Sure(1, 0.5, temperature=2.0), Sure(1, 0.6)], 0, 0.4167),  # (.8 + .25 + .2) / 3
+        ([Sure(0, 0.8), Sure(1, 0.9), Sure(1, 0.9)], 1, 0.6333),
+    ):
+        for threshold, label in ((sureness - 1e-3, expected), (sureness + 1e-3, IGNORE_INDEX)):
+            labels = list(teacher_labels(teachers, image, threshold))
+            assert len(labels) == 2 and (np.stack(labels) == label).all()
 
 
 # ---------------------------------------------------------------- steps

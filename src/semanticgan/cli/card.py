@@ -65,8 +65,7 @@ def _model_lines(folder: Path, name: str) -> Iterator[str]:
     yield f"classes: {', '.join(config.labels.names)}"
     if config.teacher:
         yield f"student of: {config.teacher}"
-    colours = "grey" if config.data.channels == 1 else "colour"
-    yield f"images: {config.data.resolution} px, {colours}, fit {config.data.fit}, symmetry {config.data.symmetry}"
+    yield f"images: {config.data.in_words}"
     yield f"networks: {_sizes(weights)}"
     yield f"segments with: {_defaults(config)}"
     quantiles = config.distance_quantiles

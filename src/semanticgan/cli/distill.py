@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from semanticgan.cli.options import (
+    MORE,
     POSITIVE,
     Data,
     Device,
@@ -22,12 +23,17 @@ from semanticgan.cli.options import (
 )
 
 Hours = Annotated[float | None, typer.Option(parser=POSITIVE, metavar="H", help="Time for the training. Default: by kimg.")]
+Also = Annotated[
+    list[str],
+    typer.Option(metavar="MODEL", help=f"A further teacher, such as a student: their label maps are averaged.{MORE}"),
+]
 Kimg = Annotated[float | None, typer.Option(parser=POSITIVE, metavar="N", help="Length in thousands of images. Default: 30.")]
 
 
 def distill(
     model: Model,
     out: Run,
+    also: Also = [],  # noqa: B006
     data: Data = None,
     labeled: Labeled = [],  # noqa: B006
     unlabeled: Unlabeled = [],  # noqa: B006
@@ -41,14 +47,15 @@ def distill(
 ) -> None:
     """Train a student: a plain U-Net that learns from the model and segments in one pass.
 
-    It learns from G's samples (of a run, filtered by its discriminators), from the model's label maps of the unlabelled
-    images, and from the labelled images. Exported to RUN/model; segment, evaluate, info, serve and export take it.
+    It learns from G's samples (of a run, filtered by its discriminators), from the label maps that the model, and every
+    --also, give the unlabelled images, and from the labelled images. Exported to RUN/model; segment, evaluate, info, serve
+    and export take it.
     """
     from semanticgan.training.distill import distill as train_student
 
     device = choose_device(device)
     with exit_code_of_signals():
         train_student(
-            model=model, data=data, out=out, labeled=labeled, unlabeled=unlabeled, val=val, kimg=kimg, seed=seed,
+            model=model, also=also, data=data, out=out, labeled=labeled, unlabeled=unlabeled, val=val, kimg=kimg, seed=seed,
             hours=hours, device=device, overrides=overrides, resume=resume, say=say,
         )  # fmt: skip

@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,16 +44,16 @@ UNASKED = 254  # in the maps of images that the teacher has not labelled; a 255t
 
 
 def distill(
-    *, model: str, data: Path | None, out: Path, labeled: list[str], unlabeled: list[str], val: list[str],
+    *, model: str, also: list[str], data: Path | None, out: Path, labeled: list[str], unlabeled: list[str], val: list[str],
     kimg: float | None, seed: int | None, hours: float | None, device: str, overrides: list[str], resume: bool, say: Say,
 ) -> None:  # fmt: skip
-    """Train a student of `model` in the run folder `out`, or go on with it; exports `out`/model.
+    """Train a student of `model` in the run folder `out`, or go on with it; exports `out`/model. `also`: further teachers.
 
     Raises UserError for whatever the user can mend, and Interrupted when a signal ended the run after its state was saved.
     """
     overrides = [*overrides, *([] if kimg is None else [f"student.kimg={kimg}"])]
     given = {"data": data, "labeled": labeled, "unlabeled": unlabeled, "val": val, "preset": None, "seed": seed,
-             "hours": hours, "start_from": model, "overrides": overrides}  # fmt: skip
+             "hours": hours, "start_from": model, "also": also, "overrides": overrides}  # fmt: skip
     if resume:
         plan = replace(Plan.read(out), device=device)
         if plan.config.preset != STUDENT:
@@ -66,11 +66,12 @@ def distill(
         plan = make_plan(given, teacher, device)
         for note in plan.sources.notes:
             say(note)
+    others = [load_other(name, teacher, plan.config) for name in plan.also]
     with held(out, new=not resume):
         if not resume:
             plan.write(out)
         try:
-            run_student(plan, teacher, model, Run(out, say))
+            run_student(plan, teacher, others, model, Run(out, say))
         except (Interrupted, KeyboardInterrupt):
             say(f"go on with: semanticgan distill {shlex.quote(model)} --out {shlex.quote(str(out))} --resume")
             raise
@@ -86,9 +87,25 @@ def make_plan(given: dict[str, Any], teacher: SemanticGAN, device: str) -> Plan:
     masks = [mask_path(sources.root / p) for p in (*sources.labeled, *sources.val)]
     labels, notes = decide_labels(sources.root, masks)
     labels = the_teachers(teacher.labels, labels, sources.root)
-    start_from = os.path.abspath(given["start_from"]) if os.path.exists(given["start_from"]) else given["start_from"]
+    names = (given["start_from"], *given["also"])  # folders, or Hugging Face ids
+    start_from, *also = (os.path.abspath(name) if os.path.exists(name) else name for name in names)
     sources = replace(sources, notes=(*sources.notes, *notes))
-    return Plan(config, labels, sources, given["hours"], device, start_from, shlex.join(["semanticgan", *sys.argv[1:]]))
+    command = shlex.join(["semanticgan", *sys.argv[1:]])
+    return Plan(config, labels, sources, given["hours"], device, start_from, command, tuple(also))
+
+
+def load_other(name: str, teacher: SemanticGAN, config: Config) -> SemanticGAN:
+    """A further teacher. Raises UserError where it answers other questions than the first, or would not be asked."""
+    if config.student.pseudo == 0:
+        raise UserError(f"--also {name}: got student.pseudo=0, with which no teacher labels images; leave one of the two out")
+    other = SemanticGAN.load(name, device=str(teacher.device))
+    if other.S is None and other.E is None:
+        raise UserError(f"--also {name}: got a model without an encoder, expected one with it, or a student")
+    theirs, ours = ({"classes": ", ".join(m.labels.names), "images": m.config.data.in_words} for m in (other, teacher))
+    for what, got in theirs.items():
+        if got != ours[what]:
+            raise UserError(f"--also {name}: got {what} {got}; expected MODEL's, {ours[what]}")
+    return other
 
 
 def student_config(teacher: SemanticGAN, overrides: list[str], seed: int | None) -> Config:
@@ -132,7 +149,7 @@ def the_teachers(teacher: LabelSpec, found: LabelSpec, root: Path) -> LabelSpec:
     return teacher.model_copy(update={"coding": found.coding})
 
 
-def run_student(plan: Plan, teacher: SemanticGAN, name: str, run: Run) -> None:
+def run_student(plan: Plan, teacher: SemanticGAN, others: list[SemanticGAN], name: str, run: Run) -> None:
     """From wherever the run folder stands to the exported student."""
     config, device = plan.config, plan.device
     data, val = pack_data(plan, run)
@@ -143,11 +160,10 @@ def run_student(plan: Plan, teacher: SemanticGAN, name: str, run: Run) -> None:
     how, taught = [], None
     if config.student.samples > 0:
         how.append(f"G's samples were filtered by {means}: the worst {config.student.drop:.0%} of each batch were left out.")
-    if teacher.E is not None and config.student.pseudo > 0:
-        taught = ask_teacher(teacher, data.images, config, run)
-        how.append("The teacher's label maps of the unlabelled images were a source.")
-        if config.networks.encoder_trunk != "residual":
-            how.append("The teacher's encoder began with weights trained on ImageNet.")
+    teachers = [*([teacher] if teacher.E is not None else []), *others]
+    if teachers and config.student.pseudo > 0:
+        taught = ask_teachers(teachers, data.images, config, run)
+        how += about_teachers(teacher, plan.also)
     if config.student.trunk != "none":
         how.append("The U-Net's way down began with weights trained on ImageNet.")
     restore(run, "student", state)
@@ -165,15 +181,23 @@ def run_student(plan: Plan, teacher: SemanticGAN, name: str, run: Run) -> None:
     run.log(f"done in {duration(state.seconds)} of training: {run.folder / 'model'}")
 
 
-def ask_teacher(teacher: SemanticGAN, images: np.ndarray, config: Config, run: Run) -> np.ndarray:
-    """The teacher's class maps of the unlabelled images; kept in the run folder as they come: a resumed run asks for the rest."""
+def about_teachers(teacher: SemanticGAN, also: Sequence[str]) -> Iterator[str]:
+    """Sentences for the card, on whose label maps of the unlabelled images the student learnt."""
+    names = [*(["the teacher"] if teacher.E is not None else []), *(f"`{name}`" for name in also)]
+    yield f"Label maps of the unlabelled images were a source, those of {' and '.join(names)}{', averaged' if names[1:] else ''}."
+    if teacher.E is not None and teacher.config.networks.encoder_trunk != "residual":
+        yield "The teacher's encoder began with weights trained on ImageNet."
+
+
+def ask_teachers(teachers: Sequence[SemanticGAN], images: np.ndarray, config: Config, run: Run) -> np.ndarray:
+    """Their class maps of the unlabelled images; kept in the run folder as they come: a resumed run asks for the rest."""
     labels = kept_labels(run.folder / "checkpoints" / "teacher_labels.npy", images.shape[:3])
     start = next((n for n, label in enumerate(labels) if (label == UNASKED).any()), len(images))
     if start == len(images):
         return labels
-    run.log(f"the teacher labels {len(images) - start} images")
+    run.log(f"{len(teachers)} teacher{'s label' if teachers[1:] else ' labels'} {len(images) - start} images")
     began = said = time.monotonic()
-    for n, label in enumerate(teacher_labels(teacher, images[start:], config.student.pseudo_threshold), 1):
+    for n, label in enumerate(teacher_labels(teachers, images[start:], config.student.pseudo_threshold), 1):
         labels[start + n - 1] = label
         if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
             said = time.monotonic()

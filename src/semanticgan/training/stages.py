@@ -47,6 +47,7 @@ class Plan:
     device: str
     start_from: str | None
     command: str
+    also: tuple[str, ...] = ()  # of distill: further teachers
 
     def write(self, folder: Path) -> None:
         for name in ("labeled", "unlabeled", "val"):
@@ -54,8 +55,8 @@ class Plan:
         versions = {"semanticgan": __version__, "torch": torch.__version__, "python": platform.python_version()}
         content = {
             "command": self.command, "data": str(self.sources.root), "hours": self.hours, "device": self.device,
-            "start_from": self.start_from, "notes": self.sources.notes, "labels": self.labels.model_dump(mode="json"),
-            "config": self.config.model_dump(mode="json"), "versions": versions,
+            "start_from": self.start_from, "also": self.also, "notes": self.sources.notes,
+            "labels": self.labels.model_dump(mode="json"), "config": self.config.model_dump(mode="json"), "versions": versions,
         }  # fmt: skip
         write_text(folder / "config.json", json.dumps(content, indent=1) + "\n")
 
@@ -67,7 +68,8 @@ class Plan:
             lists = {name: read_paths(folder / f"{name}.txt") for name in ("labeled", "unlabeled", "val")}
             sources = Sources(root=Path(content["data"]), notes=tuple(content["notes"]), **lists)
             return cls(Config.model_validate(content["config"]), LabelSpec.model_validate(content["labels"]), sources,
-                       content["hours"], content["device"], content["start_from"], content["command"])  # fmt: skip
+                       content["hours"], content["device"], content["start_from"], content["command"],
+                       tuple(content.get("also", ())))  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
@@ -237,6 +239,9 @@ def require_same(plan: Plan, given: dict[str, Any]) -> None:
     if given["start_from"] and plan.start_from not in (given["start_from"], os.path.abspath(given["start_from"])):
         option = "MODEL" if config.preset == STUDENT else "--from"
         wrong.append(f"{option}: got {given['start_from']}, the run has {plan.start_from}")
+    also = {name for name in given.get("also", ()) if not {name, os.path.abspath(name)} & set(plan.also)}
+    if also:
+        wrong.append(f"--also: got {', '.join(sorted(also))}, the run has {', '.join(plan.also) or 'none'}")
     if given["labeled"] or given["unlabeled"] or given["val"]:
         asked_sources = find_sources(plan.sources.root, given["labeled"], given["unlabeled"], given["val"])
         for name in ("labeled", "unlabeled", "val"):

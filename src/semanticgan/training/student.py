@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,13 +109,18 @@ def sharpness(probs: Float[Tensor, "n k r r"]) -> Float[Tensor, " n"]:
 
 
 def teacher_labels(
-    teacher: SemanticGAN,
+    teachers: Sequence[SemanticGAN],  # each with an encoder, or a student
     images: UInt8[np.ndarray, "n r r c"],
-    threshold: float,  # pixels of which it is less sure are 255, ignored
+    threshold: float,  # pixels of which they are less sure are 255, ignored
 ) -> Iterator[UInt8[np.ndarray, "r r"]]:
-    """What the teacher's encoder and G say of each of real images at G's resolution, averaged over its views."""
-    for found in teacher.find((np.asarray(img) for img in images), steps=0, zoom=False):
-        probs, label = (found.log_probs / teacher.config.temperature).softmax(0).max(0)
+    """What they say of each of real images at their resolution: the mean of their probabilities, each over all its views."""
+
+    def probs_of(teacher: SemanticGAN) -> Iterator[Float[Tensor, "k r r"]]:
+        for found in teacher.find((np.asarray(img) for img in images), steps=0, views=True, zoom=False):
+            yield (found.log_probs / teacher.config.temperature).softmax(0)
+
+    for answers in zip(*map(probs_of, teachers), strict=True):
+        probs, label = torch.stack(answers).mean(0).max(0)
         yield label.masked_fill(probs < threshold, IGNORE_INDEX).byte().numpy()
 
 
