@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from accuracy_cells import SPLITS, TASKS, Cell, paths
+from accuracy_cells import SPLITS, STUDENTS, TASKS, Cell, paths
 from speed import ROOT
 
 from semanticgan.config import Config
@@ -68,16 +68,25 @@ class Ours:
         return self.model.find(stream, steps, views=views, zoom=zoom)
 
     def train(self) -> None:
-        """Whatever is missing of image GAN, run, and student, whose second teacher is a student of the labelled images alone."""
+        """Whatever is missing of the image GAN, and of the draw's run and students as far as the method needs them."""
         first = replace(self.cell, labels=self.task.labels[0], seed=0)  # one of them, since train wants some labels
-        base = self.without_labels(self.trained(first, self.image_gan, "train", ("--preset", self.preset), IMAGE_GAN))
-        found = self.trained(self.cell, self.run, "train", ("--preset", self.preset, "--from", str(base)), RUN)
-        if self.cell.method == "student":
-            plain, student = (self.run.with_name(f"{self.run.name}-{name}") for name in ("plain", "student"))
-            length = ("--kimg", f"{self.task.kimg[self.cell.labels]:g}")
-            self.trained(self.cell, plain, "distill", (str(found), *length), PLAIN)
-            found = self.trained(self.cell, student, "distill", (str(found), "--also", str(plain)), STUDENT)
+        image_gan = self.trained(first, self.image_gan, "train", ("--preset", self.preset), IMAGE_GAN)
+        method, also = self.cell.method, ()
+        if method != "self-taught":
+            base = self.without_labels(image_gan)
+            found = self.trained(self.cell, self.run, "train", ("--preset", self.preset, "--from", str(base)), RUN)
+        if method in ("student-two", "self-taught"):  # the image GAN tells size and classes, no more
+            plain = self.distilled("plain", image_gan, ("--kimg", f"{self.task.kimg[self.cell.labels]:g}"), PLAIN)
+            found, also = (plain, ()) if method == "self-taught" else (found, ("--also", str(plain)))
+        if method in STUDENTS:
+            found = self.distilled(method, found, also, STUDENT)
         self.model = SemanticGAN.load(found)
+
+    def distilled(self, name: str, teacher: Path, options: tuple[str, ...], settings: tuple[str, ...]) -> Path:
+        """A student, beside the draw's run."""
+        return self.trained(
+            self.cell, self.run.with_name(f"{self.run.name}-{name}"), "distill", (str(teacher), *options), settings
+        )
 
     def trained(self, cell: Cell, out: Path, verb: str, options: tuple[str, ...], settings: tuple[str, ...]) -> Path:
         """A finished run folder: found, gone on with, or new, with the labels and the seed of `cell`.

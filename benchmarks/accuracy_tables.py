@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy_cells import METHODS, OURS, RESULTS, SEEDS, SMALLEST, TASKS, UNLABELED, Cell, Task
+from accuracy_cells import METHODS, RESULTS, SEEDS, SMALLEST, TASKS, UNLABELED, Cell, Task
 from accuracy_scores import READINGS, values
 from speed import ROOT, write
 from tables import markers, put_between, table
@@ -134,7 +134,7 @@ def task_table(results: Results, task: Task, labels: str, reading: str) -> str:
             spread(scores_of(results, cells, reading, name)) + paper_cell(figures, task, method, labels, name)
             for name in task.sets
         ]
-        title = f"**{entry.title}**" if method in OURS else entry.title
+        title = f"**{entry.title}**" if entry.title.startswith("SemanticGAN") else entry.title
         steps = {results[c.name]["settings"].get("steps") for c in cells if c.name in results} - {None}
         if method == "semanticgan" and steps:
             title += f", {'/'.join(map(str, sorted(steps)))} steps"

@@ -73,6 +73,21 @@ def test_commands_in_their_order_and_once(given, tmp_path):
     assert [value(words, "--out").rpartition("/")[2] for words in given[3:]] == ["35-seed1", "35-seed1-student"]
 
 
+def test_a_plain_student_is_trained_once_for_both_that_learn_from_it(given, tmp_path):
+    cell = Cell("cxr", "student-two", "35", 2)
+    two = Ours(cell, tmp_path / "data", tmp_path, "cpu64")
+    two.train()
+    image_gan, run, plain, _ = (value(words, "--out") for words in given)
+    assert given[2][:4] == ["distill", image_gan, "--kimg", "16"]
+    assert {"student.pseudo=0", "student.samples=0"} <= set(given[2])
+    assert given[3][:4] == ["distill", run, "--also", plain]
+    assert list(two.seconds) == ["image-gan", "35-seed2", "35-seed2-plain", "35-seed2-student-two"]
+    alone = Ours(replace(cell, method="self-taught"), tmp_path / "data", tmp_path, "cpu64")
+    alone.train()
+    assert len(given) == 5 and given[4][:2] == ["distill", plain] and "--also" not in given[4]
+    assert list(alone.seconds) == ["image-gan", "35-seed2-plain", "35-seed2-self-taught"]
+
+
 def test_an_interrupted_run_goes_on(given, tmp_path):
     cell = Cell("skin", "semanticgan", "40", 0)
     ours = Ours(cell, tmp_path / "data", tmp_path, "cpu64")

@@ -250,11 +250,21 @@ def test_other_classes_are_refused(call, scenes, tmp_path):
     assert not (tmp_path / "student").exists()
 
 
-def test_a_student_is_no_teacher_and_runs_are_kept_apart(call, teacher, scenes, small_settings, tmp_path):
+def test_a_student_can_teach(call, teacher, tmp_path):
+    call(kimg=0.024)
+    first, second = tmp_path / "student", tmp_path / "second"
+    said = call(model=str(first), out=second, kimg=0.024)
+    assert "1 teacher labels 32 images" in said and not any("filtered" in line for line in said)
+    assert any(line.startswith("student: 8 labelled images, sources labeled, pseudo, on") for line in said)
+    card = (second / "model" / "README.md").read_text()
+    assert "those of the teacher." in card and "filtered" not in card and "encoder" not in card
+    with pytest.raises(UserError, match="student: got no weight above 0 but of what the teacher cannot give"):
+        call(model=str(first), out=tmp_path / "third", overrides=[*SETTINGS, "student.labeled=0", "student.pseudo=0"])
+
+
+def test_runs_are_kept_apart(call, teacher, scenes, small_settings, tmp_path):
     call(kimg=0.024)
     out = tmp_path / "student"
-    with pytest.raises(UserError, match="is a student"):
-        call(model=str(out), out=tmp_path / "second")
     with pytest.raises(UserError, match="is a run of train, not of distill"):
         call(**RESUME, out=teacher)
     with pytest.raises(UserError, match="with --resume give MODEL and --out alone"):

@@ -81,7 +81,6 @@ def make_plan(given: dict[str, Any], teacher: SemanticGAN, device: str) -> Plan:
     """Decide what the command left open; data settings and classes are the teacher's."""
     if given["data"] is None:
         raise UserError("--data: missing; name the folder with your images")
-    teacher.G  # noqa: B018  says that a student is no teacher
     config = student_config(teacher, given["overrides"], given["seed"])
     sources = find_sources(given["data"], given["labeled"], given["unlabeled"], given["val"])
     masks = [mask_path(sources.root / p) for p in (*sources.labeled, *sources.val)]
@@ -99,13 +98,18 @@ def load_other(name: str, teacher: SemanticGAN, config: Config) -> SemanticGAN:
     if config.student.pseudo == 0:
         raise UserError(f"--also {name}: got student.pseudo=0, with which no teacher labels images; leave one of the two out")
     other = SemanticGAN.load(name, device=str(teacher.device))
-    if other.S is None and other.E is None:
+    if not can_label(other):
         raise UserError(f"--also {name}: got a model without an encoder, expected one with it, or a student")
     theirs, ours = ({"classes": ", ".join(m.labels.names), "images": m.config.data.in_words} for m in (other, teacher))
     for what, got in theirs.items():
         if got != ours[what]:
             raise UserError(f"--also {name}: got {what} {got}; expected MODEL's, {ours[what]}")
     return other
+
+
+def can_label(model: SemanticGAN) -> bool:
+    """Does it answer without inversion?"""
+    return model.E is not None or model.S is not None
 
 
 def student_config(teacher: SemanticGAN, overrides: list[str], seed: int | None) -> Config:
@@ -154,20 +158,21 @@ def run_student(plan: Plan, teacher: SemanticGAN, others: list[SemanticGAN], nam
     config, device = plan.config, plan.device
     data, val = pack_data(plan, run)
     state = new_student_state(config, plan.labels.num_classes, config.data.num_channels, device)
-    critics, about_critics = load_critics(name, teacher)
-    means = "D_img and D_seg" if critics else "the sharpness of their label maps"
-    run.log(f"{about_critics}; samples are filtered by {means}")
-    how, taught = [], None
-    if config.student.samples > 0:
+    how, samples, taught = [], None, None
+    if teacher.S is None:
+        critics, about_critics = load_critics(name, teacher)
+        means = "D_img and D_seg" if critics else "the sharpness of their label maps"
+        run.log(f"{about_critics}; samples are filtered by {means}")
+        samples = Samples(teacher.G, critics, config.student.drop)
+    if samples and config.student.samples > 0:
         how.append(f"G's samples were filtered by {means}: the worst {config.student.drop:.0%} of each batch were left out.")
-    teachers = [*([teacher] if teacher.E is not None else []), *others]
+    teachers = [*([teacher] if can_label(teacher) else []), *others]
     if teachers and config.student.pseudo > 0:
         taught = ask_teachers(teachers, data.images, config, run)
         how += about_teachers(teacher, plan.also)
     if config.student.trunk != "none":
         how.append("The U-Net's way down began with weights trained on ImageNet.")
     restore(run, "student", state)
-    samples = Samples(teacher.G, critics, config.student.drop)
     trainer = StudentTrainer(config, plan.labels, data, samples, taught, state, device)
     run.log(
         f"student: {len(data.labeled)} labelled images, sources {', '.join(trainer.sources)}, "
@@ -183,7 +188,7 @@ def run_student(plan: Plan, teacher: SemanticGAN, others: list[SemanticGAN], nam
 
 def about_teachers(teacher: SemanticGAN, also: Sequence[str]) -> Iterator[str]:
     """Sentences for the card, on whose label maps of the unlabelled images the student learnt."""
-    names = [*(["the teacher"] if teacher.E is not None else []), *(f"`{name}`" for name in also)]
+    names = [*(["the teacher"] if can_label(teacher) else []), *(f"`{name}`" for name in also)]
     yield f"Label maps of the unlabelled images were a source, those of {' and '.join(names)}{', averaged' if names[1:] else ''}."
     if teacher.E is not None and teacher.config.networks.encoder_trunk != "residual":
         yield "The teacher's encoder began with weights trained on ImageNet."

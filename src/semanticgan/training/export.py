@@ -116,7 +116,7 @@ def card(
     what = f"Segments images into: {classes}."
     what += f" A U-Net, student of `{config.teacher}`; its `reconstruction` and `distance` are None." if student else ""
     unlike = (
-        "it does not tell which; its teacher's `distance` does." if student
+        "it does not tell which; the `distance` of a model with a generator does." if student
         else "`distance` beside the quantiles in `config.json` tells how unlike they are."
     )  # fmt: skip
     lines = [

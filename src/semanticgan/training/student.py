@@ -167,16 +167,20 @@ class StudentTrainer:
     """One step on equal parts of every source whose weight is not 0, all of them moved, recoloured and retextured."""
 
     def __init__(
-        self, config: Config, labels: LabelSpec, data: TrainingData, samples: Samples,
+        self, config: Config, labels: LabelSpec, data: TrainingData, samples: Samples | None,
         taught: UInt8[np.ndarray, "n r r"] | None,  # the teacher's class maps of data.images; None: not a source
         state: State, device: str,
     ) -> None:  # fmt: skip
         self.config, self.labels, self.data, self.samples = config, labels, data, samples
         self.state, self.device = state, torch.device(device)
         self.pairs = {"labeled": (data.labeled, data.labels)} | ({} if taught is None else {"pseudo": (data.images, taught)})
-        self.sources = [name for name in (*self.pairs, "samples") if getattr(config.student, name) > 0]
+        there = (*self.pairs, *([] if samples is None else ["samples"]))
+        self.sources = [name for name in there if getattr(config.student, name) > 0]
         if not self.sources:
-            raise UserError("student.pseudo is the only weight above 0, but the teacher has no encoder; set student.samples=1")
+            raise UserError(
+                "student: got no weight above 0 but of what the teacher cannot give: one without an encoder labels no image, "
+                "a student draws none; set student.labeled=1"
+            )
         self.part = max(1, config.student.batch // len(self.sources))
         self.batch = self.part * len(self.sources)
         self.streams = {name: Stream(len(images), config.run.seed, f"student {name}") for name, (images, _) in self.pairs.items()}
@@ -193,7 +197,7 @@ class StudentTrainer:
                             student.zoom_out, student.texture)  # fmt: skip
 
     def draw_from(self, name: str, position: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        if name == "samples":
+        if self.samples and name == "samples":
             with self.autocast():
                 return self.samples.draw(self.part, random)
         chosen = self.streams[name].indices(position, self.part)
