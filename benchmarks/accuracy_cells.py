@@ -92,11 +92,10 @@ METHODS = {
     "semanticgan-encoder": Entry("SemanticGAN, encoder only", imagenet=True, paper="Ours-NO"),
     "semanticgan": Entry("SemanticGAN", imagenet=True, paper="Ours"),
     "student": Entry("SemanticGAN's student", imagenet=True),
-    "student-two": Entry("SemanticGAN's student, taught by a plain one too", imagenet=True),
     "self-taught": Entry("the student's U-Net, taught by itself", imagenet=True),  # what a student is without the joint model
 }
 OURS = tuple(name for name, entry in METHODS.items() if entry.network is None)  # by the package's commands
-STUDENTS = ("student", "student-two", "self-taught")
+STUDENTS = ("student", "self-taught")
 BASELINES = tuple(name for name in METHODS if name not in OURS)
 SMALLEST = ("unimatch-imagenet",)  # at 5 images a second it is worth its time where labels are fewest
 UNLABELED = ("1000", "3000")  # the second table, beside all
@@ -177,7 +176,7 @@ def queue() -> list[Cell]:
 
 RATES = RESULTS / "rates.json"  # images a second in training and in scoring, one thread: accuracy.py --rates
 # Guesses until there are results, and of a student's seconds the part that no other row shares.
-OURS_MINUTES = {"semanticgan-encoder": 25.0, "semanticgan": 10.0, "student": 45.0, "student-two": 50.0, "self-taught": 30.0}
+OURS_MINUTES = {"semanticgan-encoder": 25.0, "semanticgan": 10.0, "student": 45.0, "self-taught": 30.0}
 
 
 def is_own(cell: Cell, part: str) -> bool:

@@ -68,18 +68,17 @@ class Ours:
         return self.model.find(stream, steps, views=views, zoom=zoom)
 
     def train(self) -> None:
-        """Whatever is missing of the image GAN, and of the draw's run and students as far as the method needs them."""
+        """Whatever is missing of image GAN, plain student, run and student."""
         first = replace(self.cell, labels=self.task.labels[0], seed=0)  # one of them, since train wants some labels
-        image_gan = self.trained(first, self.image_gan, "train", ("--preset", self.preset), IMAGE_GAN)
-        method, also = self.cell.method, ()
-        if method != "self-taught":
-            base = self.without_labels(image_gan)
-            found = self.trained(self.cell, self.run, "train", ("--preset", self.preset, "--from", str(base)), RUN)
-        if method in ("student-two", "self-taught"):  # the image GAN tells size and classes, no more
-            plain = self.distilled("plain", image_gan, ("--kimg", f"{self.task.kimg[self.cell.labels]:g}"), PLAIN)
-            found, also = (plain, ()) if method == "self-taught" else (found, ("--also", str(plain)))
-        if method in STUDENTS:
-            found = self.distilled(method, found, also, STUDENT)
+        preset = ("--preset", self.preset)
+        image_gan = self.trained(first, self.image_gan, "train", preset, IMAGE_GAN)
+        # the image GAN tells a plain student size and classes, no more
+        found = plain = self.distilled("plain", image_gan, ("--kimg", f"{self.task.kimg[self.cell.labels]:g}"), PLAIN)
+        if self.cell.method != "self-taught":
+            start = (*preset, "--from", str(self.without_labels(image_gan)), "--teacher", str(plain))
+            found = self.trained(self.cell, self.run, "train", start, RUN)
+        if self.cell.method in STUDENTS:
+            found = self.distilled(self.cell.method, found, (), STUDENT)
         self.model = SemanticGAN.load(found)
 
     def distilled(self, name: str, teacher: Path, options: tuple[str, ...], settings: tuple[str, ...]) -> Path:

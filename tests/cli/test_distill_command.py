@@ -30,13 +30,13 @@ def student(tmp_path_factory):
 def test_options_arrive(command, monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr(distillation, "distill", lambda **given: seen.update(given))
-    done = command("distill", "runs/first", "--also", "e", "--data", tmp_path, "--labeled", "a", "--unlabeled", "b",
+    done = command("distill", "runs/first", "--teacher", "e", "--data", tmp_path, "--labeled", "a", "--unlabeled", "b",
                    "--unlabeled", "c", "--val", "d", "--kimg", "3", "--hours", "0.5", "--seed", "4", "--device", "cpu",
                    "--set", "student.texture=0", "--out", tmp_path / "out")  # fmt: skip
     assert (done.code, done.errors) == (0, [])
     assert seen.pop("say")("x") is None
     assert seen == {
-        "model": "runs/first", "also": ["e"], "data": tmp_path, "labeled": ["a"], "unlabeled": ["b", "c"], "val": ["d"],
+        "model": "runs/first", "teachers": ["e"], "data": tmp_path, "labeled": ["a"], "unlabeled": ["b", "c"], "val": ["d"],
         "kimg": 3.0, "hours": 0.5, "seed": 4, "device": "cpu", "overrides": ["student.texture=0"],
         "out": tmp_path / "out", "resume": False,
     }  # fmt: skip

@@ -45,7 +45,7 @@ def call(teacher, scenes, tmp_path):
     def call(**changes):
         said = []
         given = {
-            "model": str(teacher), "also": [], "data": scenes, "out": tmp_path / "student", "labeled": ["labeled.txt"],
+            "model": str(teacher), "teachers": [], "data": scenes, "out": tmp_path / "student", "labeled": ["labeled.txt"],
             "unlabeled": [], "val": ["val.txt"], "kimg": 0.072, "seed": None, "hours": None, "device": "cpu",
             "overrides": SETTINGS, "resume": False, "say": said.append,
         }  # fmt: skip
@@ -115,35 +115,37 @@ def test_a_student_can_be_a_second_teacher(call, teacher, tmp_path):
     call(overrides=[*SETTINGS, "student.pseudo=0", "student.samples=0"], kimg=0.024, out=tmp_path / "plain")
     plain, out = str(tmp_path / "plain"), tmp_path / "student"
     everything = [*SETTINGS, "student.pseudo_threshold=0"]
-    said = call(also=[plain], overrides=everything)
+    said = call(teachers=[plain], overrides=everything)
     assert "2 teachers label 32 images" in said
     assert f"those of the teacher and `{plain}`, averaged." in (out / "model" / "README.md").read_text()
     taught = np.load(out / "checkpoints" / "teacher_labels.npy")
     call(out=tmp_path / "alone", overrides=everything)
     assert not np.array_equal(taught, np.load(tmp_path / "alone" / "checkpoints" / "teacher_labels.npy"))
     call(**RESUME)  # it is remembered
-    call(**RESUME | {"also": [plain]})
-    with pytest.raises(UserError, match=r"--also: got other, the run has .*plain; with --resume give MODEL and --out alone"):
-        call(**RESUME | {"also": ["other", plain]})
+    call(**RESUME | {"teachers": [plain]})
+    with pytest.raises(
+        UserError, match=r"--teacher: got other, .*plain, the run has .*plain; with --resume give MODEL and --out alone"
+    ):
+        call(**RESUME | {"teachers": ["other", plain]})
 
 
 def test_without_an_encoder_the_others_label(call, teacher, tmp_path):
     call(overrides=[*SETTINGS, "student.pseudo=0", "student.samples=0"], kimg=0.024, out=tmp_path / "plain")
     source = SemanticGAN.load(teacher)
     SemanticGAN(source.config.model_copy(update={"has_encoder": False, "steps": 1}), source.G).save(tmp_path / "G", "# G\n")
-    said = call(model=str(tmp_path / "G"), also=[str(tmp_path / "plain")], kimg=0.024)
+    said = call(model=str(tmp_path / "G"), teachers=[str(tmp_path / "plain")], kimg=0.024)
     assert "1 teacher labels 32 images" in said and any("sources labeled, pseudo, samples" in line for line in said)
     card = (tmp_path / "student" / "model" / "README.md").read_text()
     assert f"those of `{tmp_path / 'plain'}`." in card and "ImageNet" in card  # its own way down
     with pytest.raises(UserError, match="got a model without an encoder, expected one with it, or a student"):
-        call(also=[str(tmp_path / "G")], out=tmp_path / "other")
+        call(teachers=[str(tmp_path / "G")], out=tmp_path / "other")
 
 
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ("data", {"symmetry": "none"}, "got images 16 px, colour, fit squash, symmetry none; expected MODEL's, 16 px, colour"),
-        ("labels", {"names": ("a", "b", "c", "d")}, "got classes a, b, c, d; expected MODEL's, "),
+        ("data", {"symmetry": "none"}, "got images 16 px, colour, fit squash, symmetry none; expected the run's, 16 px, colour"),
+        ("labels", {"names": ("a", "b", "c", "d")}, "got classes a, b, c, d; expected the run's, "),
     ],
 )
 def test_other_questions_than_the_models_are_refused(call, teacher, tmp_path, section, changes, message):
@@ -151,7 +153,7 @@ def test_other_questions_than_the_models_are_refused(call, teacher, tmp_path, se
     changed = getattr(source.config, section).model_copy(update=changes)
     source.configured(**{section: changed}).save(tmp_path / "other", "# other\n")
     with pytest.raises(UserError, match=message):
-        call(also=[str(tmp_path / "other")])
+        call(teachers=[str(tmp_path / "other")])
     assert names(tmp_path) == ["other"]
 
 
@@ -219,8 +221,11 @@ def test_damaged_answers_of_the_teacher_are_asked_for_again(teacher, small_confi
     [
         ({"data": None}, "--data: missing"),
         ({"model": "nothing"}, "no such model"),
-        ({"also": ["nothing"]}, "nothing: no such model"),
-        ({"also": ["m"], "overrides": [*SETTINGS, "student.pseudo=0"]}, "--also m: got student.pseudo=0, with which no teacher"),
+        ({"teachers": ["nothing"]}, "nothing: no such model"),
+        (
+            {"teachers": ["m"], "overrides": ["student.pseudo=0"]},
+            "--teacher m: got student.pseudo=0, with which it would teach nothing",
+        ),
         ({"labeled": ["unlabeled.txt"]}, "has no mask"),
         ({"overrides": ["gan.kimg=3"]}, "--set gan.kimg=3: a student takes this from its teacher"),
         ({"overrides": ["student.kimh=3"]}, "no field 'kimh' in student"),
@@ -257,7 +262,7 @@ def test_a_student_can_teach(call, teacher, tmp_path):
     assert "1 teacher labels 32 images" in said and not any("filtered" in line for line in said)
     assert any(line.startswith("student: 8 labelled images, sources labeled, pseudo, on") for line in said)
     card = (second / "model" / "README.md").read_text()
-    assert "those of the teacher." in card and "filtered" not in card and "encoder" not in card
+    assert "those of the teacher. The U-Net's way down" in card and "samples were filtered" not in card
     with pytest.raises(UserError, match="student: got no weight above 0 but of what the teacher cannot give"):
         call(model=str(first), out=tmp_path / "third", overrides=[*SETTINGS, "student.labeled=0", "student.pseudo=0"])
 

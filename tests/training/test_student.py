@@ -23,10 +23,10 @@ from semanticgan.training.student import (
     load_critics,
     new_student_state,
     sharpness,
-    teacher_labels,
     train_student,
 )
 from semanticgan.training.supervised import descend
+from semanticgan.training.teachers import teacher_labels
 
 PLAIN = ("student.trunk=none", "student.widths=[8, 16]")
 

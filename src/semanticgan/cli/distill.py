@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 from semanticgan.cli.options import (
-    MORE,
     POSITIVE,
     Data,
     Device,
@@ -15,6 +14,7 @@ from semanticgan.cli.options import (
     Run,
     RunSeed,
     Settings,
+    Teachers,
     Unlabeled,
     Val,
     choose_device,
@@ -23,17 +23,13 @@ from semanticgan.cli.options import (
 )
 
 Hours = Annotated[float | None, typer.Option(parser=POSITIVE, metavar="H", help="Time for the training. Default: by kimg.")]
-Also = Annotated[
-    list[str],
-    typer.Option(metavar="MODEL", help=f"A further teacher, such as a student: their label maps are averaged.{MORE}"),
-]
 Kimg = Annotated[float | None, typer.Option(parser=POSITIVE, metavar="N", help="Length in thousands of images. Default: 30.")]
 
 
 def distill(
     model: Model,
     out: Run,
-    also: Also = [],  # noqa: B006
+    teachers: Teachers = [],  # noqa: B006
     data: Data = None,
     labeled: Labeled = [],  # noqa: B006
     unlabeled: Unlabeled = [],  # noqa: B006
@@ -48,7 +44,7 @@ def distill(
     """Train a student: a plain U-Net that learns from the model and segments in one pass.
 
     It learns from G's samples (of a run, filtered by its discriminators), from the label maps that the model, and every
-    --also, give the unlabelled images, and from the labelled images. Exported to RUN/model; segment, evaluate, info, serve
+    --teacher, give the unlabelled images, and from the labelled images. Exported to RUN/model; segment, evaluate, info, serve
     and export take it.
     """
     from semanticgan.training.distill import distill as train_student
@@ -56,6 +52,6 @@ def distill(
     device = choose_device(device)
     with exit_code_of_signals():
         train_student(
-            model=model, also=also, data=data, out=out, labeled=labeled, unlabeled=unlabeled, val=val, kimg=kimg, seed=seed,
-            hours=hours, device=device, overrides=overrides, resume=resume, say=say,
+            model=model, teachers=teachers, data=data, out=out, labeled=labeled, unlabeled=unlabeled, val=val, kimg=kimg,
+            seed=seed, hours=hours, device=device, overrides=overrides, resume=resume, say=say,
         )  # fmt: skip

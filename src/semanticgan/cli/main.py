@@ -27,6 +27,7 @@ from semanticgan.cli.options import (
     Run,
     RunSeed,
     Settings,
+    Teachers,
     Unlabeled,
     Val,
     choose_device,
@@ -174,6 +175,7 @@ def train(
     val: Val = [],  # noqa: B006
     preset: Preset = None,
     start_from: From = None,
+    teachers: Teachers = [],  # noqa: B006
     resume: Resume = False,
     seed: RunSeed = None,
     hours: Hours = None,
@@ -191,7 +193,8 @@ def train(
     with exit_code_of_signals(), processes(device) as (world, tell):
         train_stages(
             data=data, out=out, labeled=labeled, unlabeled=unlabeled, val=val, preset=preset, start_from=start_from,
-            resume=resume, seed=seed, hours=hours, device=device, overrides=overrides, dry_run=dry_run, say=tell, world=world,
+            teachers=teachers, resume=resume, seed=seed, hours=hours, device=device, overrides=overrides, dry_run=dry_run,
+            say=tell, world=world,
         )  # fmt: skip
 
 

@@ -94,4 +94,6 @@ Run = Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder, new
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 RunSeed = Annotated[int | None, typer.Option(parser=whole(0), metavar="N", help="Same seed, same run. Default: 0.")]
 Hours = Annotated[float | None, typer.Option(parser=POSITIVE, metavar="H", help="Time for all stages. Default: by kimg.")]
+TAUGHT = f"A model, such as a student, whose label maps of the unlabelled images teach.{MORE}"
+Teachers = Annotated[list[str], typer.Option("--teacher", metavar="MODEL", help=TAUGHT)]
 Settings = Annotated[list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help=f"A setting.{MORE}")]

@@ -1,7 +1,6 @@
 """One `distill` command, in order: find and pack the data, ask the teacher, train the student, choose on validation, export."""
 
 import json
-import os
 import shlex
 import sys
 import time
@@ -33,9 +32,9 @@ from semanticgan.training.student import (
     load_best,
     load_critics,
     new_student_state,
-    teacher_labels,
     train_student,
 )
+from semanticgan.training.teachers import can_label, lasting, load_teachers, teacher_labels
 
 Say = Callable[[str], None]
 SECTIONS = ("student", "predict", "run")  # of the settings, those that are not the teacher's
@@ -44,16 +43,16 @@ UNASKED = 254  # in the maps of images that the teacher has not labelled; a 255t
 
 
 def distill(
-    *, model: str, also: list[str], data: Path | None, out: Path, labeled: list[str], unlabeled: list[str], val: list[str],
+    *, model: str, teachers: list[str], data: Path | None, out: Path, labeled: list[str], unlabeled: list[str], val: list[str],
     kimg: float | None, seed: int | None, hours: float | None, device: str, overrides: list[str], resume: bool, say: Say,
 ) -> None:  # fmt: skip
-    """Train a student of `model` in the run folder `out`, or go on with it; exports `out`/model. `also`: further teachers.
+    """Train a student of `model` in the run folder `out`, or go on with it; exports `out`/model. `teachers`: further ones.
 
     Raises UserError for whatever the user can mend, and Interrupted when a signal ended the run after its state was saved.
     """
     overrides = [*overrides, *([] if kimg is None else [f"student.kimg={kimg}"])]
     given = {"data": data, "labeled": labeled, "unlabeled": unlabeled, "val": val, "preset": None, "seed": seed,
-             "hours": hours, "start_from": model, "also": also, "overrides": overrides}  # fmt: skip
+             "hours": hours, "start_from": model, "teachers": tuple(map(lasting, teachers)), "overrides": overrides}  # fmt: skip
     if resume:
         plan = replace(Plan.read(out), device=device)
         if plan.config.preset != STUDENT:
@@ -66,7 +65,7 @@ def distill(
         plan = make_plan(given, teacher, device)
         for note in plan.sources.notes:
             say(note)
-    others = [load_other(name, teacher, plan.config) for name in plan.also]
+    others = load_teachers(plan.teachers, teacher.labels, plan.config.data, "student.pseudo", plan.config.student.pseudo, device)
     with held(out, new=not resume):
         if not resume:
             plan.write(out)
@@ -86,30 +85,9 @@ def make_plan(given: dict[str, Any], teacher: SemanticGAN, device: str) -> Plan:
     masks = [mask_path(sources.root / p) for p in (*sources.labeled, *sources.val)]
     labels, notes = decide_labels(sources.root, masks)
     labels = the_teachers(teacher.labels, labels, sources.root)
-    names = (given["start_from"], *given["also"])  # folders, or Hugging Face ids
-    start_from, *also = (os.path.abspath(name) if os.path.exists(name) else name for name in names)
     sources = replace(sources, notes=(*sources.notes, *notes))
     command = shlex.join(["semanticgan", *sys.argv[1:]])
-    return Plan(config, labels, sources, given["hours"], device, start_from, command, tuple(also))
-
-
-def load_other(name: str, teacher: SemanticGAN, config: Config) -> SemanticGAN:
-    """A further teacher. Raises UserError where it answers other questions than the first, or would not be asked."""
-    if config.student.pseudo == 0:
-        raise UserError(f"--also {name}: got student.pseudo=0, with which no teacher labels images; leave one of the two out")
-    other = SemanticGAN.load(name, device=str(teacher.device))
-    if not can_label(other):
-        raise UserError(f"--also {name}: got a model without an encoder, expected one with it, or a student")
-    theirs, ours = ({"classes": ", ".join(m.labels.names), "images": m.config.data.in_words} for m in (other, teacher))
-    for what, got in theirs.items():
-        if got != ours[what]:
-            raise UserError(f"--also {name}: got {what} {got}; expected MODEL's, {ours[what]}")
-    return other
-
-
-def can_label(model: SemanticGAN) -> bool:
-    """Does it answer without inversion?"""
-    return model.E is not None or model.S is not None
+    return Plan(config, labels, sources, given["hours"], device, lasting(given["start_from"]), command, given["teachers"])
 
 
 def student_config(teacher: SemanticGAN, overrides: list[str], seed: int | None) -> Config:
@@ -169,7 +147,7 @@ def run_student(plan: Plan, teacher: SemanticGAN, others: list[SemanticGAN], nam
     teachers = [*([teacher] if can_label(teacher) else []), *others]
     if teachers and config.student.pseudo > 0:
         taught = ask_teachers(teachers, data.images, config, run)
-        how += about_teachers(teacher, plan.also)
+        how += about_teachers(teacher, plan.teachers)
     if config.student.trunk != "none":
         how.append("The U-Net's way down began with weights trained on ImageNet.")
     restore(run, "student", state)
@@ -186,9 +164,9 @@ def run_student(plan: Plan, teacher: SemanticGAN, others: list[SemanticGAN], nam
     run.log(f"done in {duration(state.seconds)} of training: {run.folder / 'model'}")
 
 
-def about_teachers(teacher: SemanticGAN, also: Sequence[str]) -> Iterator[str]:
+def about_teachers(teacher: SemanticGAN, others: Sequence[str]) -> Iterator[str]:
     """Sentences for the card, on whose label maps of the unlabelled images the student learnt."""
-    names = [*(["the teacher"] if can_label(teacher) else []), *(f"`{name}`" for name in also)]
+    names = [*(["the teacher"] if can_label(teacher) else []), *(f"`{name}`" for name in others)]
     yield f"Label maps of the unlabelled images were a source, those of {' and '.join(names)}{', averaged' if names[1:] else ''}."
     if teacher.E is not None and teacher.config.networks.encoder_trunk != "residual":
         yield "The teacher's encoder began with weights trained on ImageNet."

@@ -20,7 +20,7 @@ from semanticgan.inversion import enlarge
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.memory import keep_freed_memory
 from semanticgan.metrics.segmentation import confusion, iou
-from semanticgan.model import build_encoder
+from semanticgan.model import SemanticGAN, build_encoder
 from semanticgan.nn.backbone import EfficientNetLite0
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
@@ -31,6 +31,7 @@ from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.gan import TrainingData
 from semanticgan.training.run import Clock, Run, Stage
 from semanticgan.training.supervised import mask_loss, parameter_groups
+from semanticgan.training.teachers import teacher_labels
 from semanticgan.visuals import grid, save_png, to_rgb
 
 WARMUP = 0.03  # share of the stage in which the learning rate rises
@@ -100,13 +101,13 @@ def new_encoder_state(config: Config, G: Generator, channels: int, device: str) 
 
 def train_encoder(
     config: Config, labels: LabelSpec, data: TrainingData, val: ValidationData, G: Generator, lpips: LPIPS,
-    state: State, run: Run, budget: float | None, device: str,
+    state: State, run: Run, budget: float | None, device: str, teachers: Sequence[SemanticGAN] = (),
 ) -> None:  # fmt: skip
     """Train to the end of the stage, from wherever `state` stands; keeps `encoder-best.pt` as `run.keep` says.
 
     G is frozen. Randomness and the order of the data are functions of (seed, nimg). Raises what `Stage.steps` raises.
     """
-    trainer = EncoderTrainer(config, labels, data, G, lpips, state, device, run.world)
+    trainer = EncoderTrainer(config, labels, data, G, lpips, state, device, run.world, teachers)
     clock = Clock(config.encoder.kimg, budget, state.seconds, run.world)
 
     def report(means: dict[str, float], last: bool) -> dict[str, float]:
@@ -132,11 +133,12 @@ class EncoderTrainer:
 
     def __init__(
         self, config: Config, labels: LabelSpec, data: TrainingData, G: Generator, lpips: LPIPS, state: State, device: str,
-        world: World = ALONE,
+        world: World = ALONE, teachers: Sequence[SemanticGAN] = (),  # their label maps of unlabelled images instead of E's own
     ) -> None:  # fmt: skip
         keep_freed_memory()
         self.config, self.weights, self.labels, self.data = config, config.encoder, labels, data
         self.G, self.lpips, self.state, self.device, self.world = G, lpips, state, torch.device(device), world
+        self.teachers = teachers
         self.third = config.encoder.batch // 3
         self.batch = 3 * self.third
         self.unlabeled_stream = Stream(len(data.images), config.run.seed, "encoder unlabeled")
@@ -198,11 +200,16 @@ class EncoderTrainer:
         return {"loss": stats["loss"], "grad_norm": norm, **stats}
 
     def draw_unlabeled(self, position: int, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Images as E sees them, what it takes their label maps to be, and the same images in their own colours."""
+        """Images as E sees them, what their label maps are taken to be, and the same images in their own colours."""
         chosen = self.world.mine(self.unlabeled_stream.indices(position, self.third))
         img = transforms.to_float(self.to_device(self.data.images[chosen]))
-        real, guess = self.moved(img, self.guess(img), random)
+        real, guess = self.moved(img, self.taught(chosen) if self.teachers else self.guess(img), random)
         return transforms.recolour(real, random, self.weights.augment, self.world.part), guess, real
+
+    def taught(self, chosen: np.ndarray) -> Int[Tensor, "n r r"]:
+        """Pseudo-labels of unlabelled images by the teachers."""
+        labels = teacher_labels(self.teachers, self.data.images[chosen], self.weights.pseudo_threshold)
+        return self.to_device(np.stack(list(labels))).long()
 
     @torch.no_grad()
     def guess(self, img: Float[Tensor, "n c r r"]) -> Int[Tensor, "n r r"]:

@@ -6,7 +6,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from semanticgan.data.pack import Packed, detect_channels, pack
 from semanticgan.data.sources import Sources, find_sources, mask_path
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
+from semanticgan.model import SemanticGAN
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.precision import resolved
 from semanticgan.report import write_report
@@ -31,6 +32,7 @@ from semanticgan.training.encoder import ValidationData, new_encoder_state, trai
 from semanticgan.training.export import export_model
 from semanticgan.training.gan import TrainingData, new_gan_state, train_gan
 from semanticgan.training.run import Interrupted, Run, duration, held, require_new_folder, write_text
+from semanticgan.training.teachers import lasting, load_teachers
 from semanticgan.training.warm_start import warm_start
 
 Say = Callable[[str], None]
@@ -47,7 +49,7 @@ class Plan:
     device: str
     start_from: str | None
     command: str
-    also: tuple[str, ...] = ()  # of distill: further teachers
+    teachers: tuple[str, ...] = ()  # models, beside the one that `distill` names
 
     def write(self, folder: Path) -> None:
         for name in ("labeled", "unlabeled", "val"):
@@ -55,7 +57,7 @@ class Plan:
         versions = {"semanticgan": __version__, "torch": torch.__version__, "python": platform.python_version()}
         content = {
             "command": self.command, "data": str(self.sources.root), "hours": self.hours, "device": self.device,
-            "start_from": self.start_from, "also": self.also, "notes": self.sources.notes,
+            "start_from": self.start_from, "teachers": self.teachers, "notes": self.sources.notes,
             "labels": self.labels.model_dump(mode="json"), "config": self.config.model_dump(mode="json"), "versions": versions,
         }  # fmt: skip
         write_text(folder / "config.json", json.dumps(content, indent=1) + "\n")
@@ -69,7 +71,7 @@ class Plan:
             sources = Sources(root=Path(content["data"]), notes=tuple(content["notes"]), **lists)
             return cls(Config.model_validate(content["config"]), LabelSpec.model_validate(content["labels"]), sources,
                        content["hours"], content["device"], content["start_from"], content["command"],
-                       tuple(content.get("also", ())))  # fmt: skip
+                       tuple(content.get("teachers", ())))  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
@@ -92,6 +94,7 @@ def train(
     val: list[str],
     preset: str | None,
     start_from: str | None,
+    teachers: Sequence[str] = (),
     resume: bool,
     seed: int | None,
     hours: float | None,
@@ -103,12 +106,15 @@ def train(
 ) -> None:
     """Train a model from a folder of images, or go on with a run; exports `out`/model.
 
+    `teachers` are models whose label maps of the unlabelled images the encoder learns, instead of its own.
+
     Several processes do it together, as one would: rank 0 plans, and alone reads and writes the run folder; each reads the
     data, and packs them on its machine.
     Raises UserError for whatever the user can mend, and Interrupted when a signal ended the run after its state was saved.
     """
     given = {"data": data, "labeled": labeled, "unlabeled": unlabeled, "val": val, "preset": preset,
-             "seed": seed, "hours": hours, "start_from": start_from, "overrides": overrides}  # fmt: skip
+             "seed": seed, "hours": hours, "start_from": start_from, "overrides": overrides,
+             "teachers": tuple(map(lasting, teachers))}  # fmt: skip
     plan = replace(world.first(lambda: find_plan(out, given, device, resume, world.size, say)), device=device)
     if dry_run:
         for line in describe(plan):
@@ -173,10 +179,10 @@ def make_plan(given: dict[str, Any], device: str) -> Plan:
             f"{root}: got {len(sources.unlabeled)} training images, expected at least a batch of {config.gan.batch}; "
             "add images or lower gan.batch"
         )
-    start_from = given["start_from"]
+    start_from = lasting(given["start_from"]) if given["start_from"] else None
     if start_from:
-        start_from = os.path.abspath(start_from) if os.path.exists(start_from) else start_from  # else a Hugging Face id
         warm_start(start_from, *new_states(config, labels, "cpu"))  # refuses before anything is written
+    find_teachers(config, labels, given["teachers"], "cpu")  # so does this
     return Plan(
         config,
         labels,
@@ -185,7 +191,12 @@ def make_plan(given: dict[str, Any], device: str) -> Plan:
         device,
         start_from,
         shlex.join(["semanticgan", *sys.argv[1:]]),
+        given["teachers"],
     )
+
+
+def find_teachers(config: Config, labels: LabelSpec, names: Sequence[str], device: str) -> list[SemanticGAN]:
+    return load_teachers(names, labels, config.data, "encoder.pseudo", config.encoder.pseudo, device)
 
 
 def require_shares(config: Config, processes: int) -> None:
@@ -239,9 +250,8 @@ def require_same(plan: Plan, given: dict[str, Any]) -> None:
     if given["start_from"] and plan.start_from not in (given["start_from"], os.path.abspath(given["start_from"])):
         option = "MODEL" if config.preset == STUDENT else "--from"
         wrong.append(f"{option}: got {given['start_from']}, the run has {plan.start_from}")
-    also = {name for name in given.get("also", ()) if not {name, os.path.abspath(name)} & set(plan.also)}
-    if also:
-        wrong.append(f"--also: got {', '.join(sorted(also))}, the run has {', '.join(plan.also) or 'none'}")
+    if given["teachers"] and given["teachers"] != plan.teachers:
+        wrong.append(f"--teacher: got {', '.join(given['teachers'])}, the run has {', '.join(plan.teachers) or 'none'}")
     if given["labeled"] or given["unlabeled"] or given["val"]:
         asked_sources = find_sources(plan.sources.root, given["labeled"], given["unlabeled"], given["val"])
         for name in ("labeled", "unlabeled", "val"):
@@ -317,7 +327,8 @@ def run_stages(plan: Plan, run: Run) -> None:
     world.first(lambda: restore(run, "encoder", encoder))
     world.same(encoder)
     lpips = LPIPS().to(device, memory_format=torch.channels_last)
-    train_encoder(config, plan.labels, data, val, G, lpips, encoder, run, budgets[1], device)
+    teachers = world.in_turn(lambda: find_teachers(config, plan.labels, plan.teachers, device))
+    train_encoder(config, plan.labels, data, val, G, lpips, encoder, run, budgets[1], device, teachers)
 
     best = world.first(lambda: load_kept(run.folder, "encoder"))
     encoder.E_ema.load_state_dict(best["E"])

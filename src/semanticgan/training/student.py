@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from semanticgan.data import transforms
 from semanticgan.data.stream import Stream, generator
 from semanticgan.ema import ema_decay, update_ema
 from semanticgan.errors import UserError
-from semanticgan.labels import IGNORE_INDEX, LabelSpec
+from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN
 from semanticgan.nn.discriminators import ImageDiscriminator, MultiScaleDiscriminator
 from semanticgan.nn.generator import Generator
@@ -106,22 +105,6 @@ def sharpness(probs: Float[Tensor, "n k r r"]) -> Float[Tensor, " n"]:
     highest, label = probs.max(1)
     across = (label[:, 1:] != label[:, :-1]).sum((1, 2)) + (label[:, :, 1:] != label[:, :, :-1]).sum((1, 2))
     return -(1 - highest).sum((1, 2)) / (across + probs.shape[-1] / 4)
-
-
-def teacher_labels(
-    teachers: Sequence[SemanticGAN],  # each with an encoder, or a student
-    images: UInt8[np.ndarray, "n r r c"],
-    threshold: float,  # pixels of which they are less sure are 255, ignored
-) -> Iterator[UInt8[np.ndarray, "r r"]]:
-    """What they say of each of real images at their resolution: the mean of their probabilities, each over all its views."""
-
-    def probs_of(teacher: SemanticGAN) -> Iterator[Float[Tensor, "k r r"]]:
-        for found in teacher.find((np.asarray(img) for img in images), steps=0, views=True, zoom=False):
-            yield (found.log_probs / teacher.config.temperature).softmax(0)
-
-    for answers in zip(*map(probs_of, teachers), strict=True):
-        probs, label = torch.stack(answers).mean(0).max(0)
-        yield label.masked_fill(probs < threshold, IGNORE_INDEX).byte().numpy()
 
 
 # ---------------------------------------------------------------- the stage
