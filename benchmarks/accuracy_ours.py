@@ -23,7 +23,7 @@ from semanticgan.model import SemanticGAN
 from semanticgan.predict import Found
 from semanticgan.training.checkpoint import load_checkpoint, save_checkpoint, stage_checkpoints
 from semanticgan.training.gan import new_gan_state
-from semanticgan.training.stages import Plan
+from semanticgan.training.plan import Plan
 
 # The same for all draws. On draw 0 of 40 labels two stages cost nothing: validation IoU .785, from joint runs .783 and .793.
 # Fixed schedules: no run is stopped or chosen by its own validation images. E has a constant rate and the mean of its

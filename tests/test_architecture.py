@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "cli": {
         "__init__", "cli", "config", "data", "demo", "evaluation", "export", "figures", "formats", "labels", "model",
         "reference_weights", "report", "scores", "suggest", "web",
-        "training.distill", "training.distributed", "training.run", "training.stages", "visuals",
+        "training.distill", "training.distributed", "training.plan", "training.run", "training.stages", "visuals",
     },
 }  # fmt: skip
 # Third-party packages and the import names under which pyproject.toml's dependencies are known.

@@ -148,6 +148,7 @@ class _Plan:
                 ("length", f"{plan['hours']:g} hours" if plan["hours"] else length),
                 ("device", plan["device"]),
                 ("started from", plan["start_from"] or "fresh weights"),
+                *(("label maps by", name) for name in plan.get("teachers", ())),
                 ("made with", ", ".join(f"{name} {version}" for name, version in plan.get("versions", {}).items()) or "unknown"),
             ]
             rows = [(name, str(value)) for name, value in rows]

@@ -124,7 +124,9 @@ def test_few_unlabelled_images(given, tmp_path):
     assert {value(words, "--unlabeled") for words in given} == {str(tmp_path / "skin" / "unlabeled1000.txt")}
     images = (tmp_path / "skin" / "unlabeled1000.txt").read_text().split()
     assert len(set(images)) == 1000
-    assert [value(words, "--out").rpartition("/")[2] for words in given] == ["image-gan-unlabeled1000", "40-seed0-unlabeled1000"]
+    assert [value(words, "--out").rpartition("/")[2] for words in given] == [
+        "image-gan-unlabeled1000", "40-seed0-unlabeled1000-plain", "40-seed0-unlabeled1000"
+    ]  # fmt: skip
 
 
 def test_the_image_gan_knows_no_labels(small_config, small_data, tmp_path):

@@ -18,8 +18,9 @@ from semanticgan.scores import Scores
 from semanticgan.training import distill as module
 from semanticgan.training.checkpoint import load_checkpoint, stage_checkpoints
 from semanticgan.training.distill import choose_settings, distill
+from semanticgan.training.plan import Plan
 from semanticgan.training.run import Interrupted, Run
-from semanticgan.training.stages import Plan, train
+from semanticgan.training.stages import train
 from semanticgan.training.student import StudentTrainer
 
 SETTINGS = ["student.batch=12", "student.widths=[8, 16]", "run.tick_kimg=0.024",

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from semanticgan.config import ModelConfig
 from semanticgan.data import transforms
+from semanticgan.data.stream import generator
 from semanticgan.data.synthetic import LABELS
 from semanticgan.errors import UserError
 from semanticgan.labels import IGNORE_INDEX
-from semanticgan.model import build_generator
+from semanticgan.model import SemanticGAN, build_generator, named_networks
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.training.checkpoint import load_checkpoint, stage_checkpoints
 from semanticgan.training.encoder import (
@@ -23,6 +25,7 @@ from semanticgan.training.encoder import (
 )
 from semanticgan.training.gan import TrainingData
 from semanticgan.training.run import Interrupted, Run
+from semanticgan.training.teachers import teacher_labels
 
 NO_VALIDATION = ValidationData(np.zeros((0, 16, 16, 3), np.uint8), np.zeros((0, 16, 16), np.uint8))
 
@@ -105,6 +108,25 @@ def test_what_the_stage_leaves(whole):
 def test_the_same_seed_gives_the_same_run(whole, config, small_data, G, lpips, tmp_path, assert_same):
     again = train(config, *small_data, G, lpips, tmp_path)
     assert_same(again.state_dict(), whole[0].state_dict(), but=("seconds",))
+
+
+def test_teachers_label_the_unlabelled_images_instead_of_the_encoder(small_config, small_data, G, lpips):
+    config = small_config("encoder.pseudo_threshold=0.3")
+    described = ModelConfig(kind="student", labels=LABELS, data=config.data, trunk="none", widths=(8, 16), teacher="x")
+    torch.manual_seed(1)
+    student = SemanticGAN(described, None, S=named_networks(described)["S"])
+    torch.nn.init.normal_(student.S.head.weight, std=3)  # label maps with structure
+    state = new_encoder_state(config, G, 3, "cpu")
+    taught = EncoderTrainer(config, LABELS, small_data[0], G, lpips, state, "cpu", teachers=[student])
+    taught.guess = None
+    taught.moved = lambda img, label, random: (img, label)
+    chosen = taught.unlabeled_stream.indices(0, taught.third)
+    _, guess, real = taught.draw_unlabeled(0, generator(0, "test", 0))
+    images = small_data[0].images[chosen]
+    expected = np.stack(list(teacher_labels([student], images, config.encoder.pseudo_threshold)))
+    assert np.array_equal(guess.numpy(), expected) and len(np.unique(expected)) > 2
+    assert np.array_equal(transforms.to_u8(real).numpy(), images)
+    assert math.isfinite(taught.update(0, 0.5)["pseudo"])
 
 
 @pytest.mark.parametrize("stop_at", [0, 24])

@@ -10,13 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
+from semanticgan.config import ModelConfig
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
+from semanticgan.model import SemanticGAN, named_networks
 from semanticgan.training import stages
 from semanticgan.training.checkpoint import load_checkpoint, stage_checkpoints
+from semanticgan.training.encoder import EncoderTrainer
 from semanticgan.training.gan import GanTrainer
+from semanticgan.training.plan import Plan
 from semanticgan.training.run import Interrupted, held
-from semanticgan.training.stages import Plan, train
+from semanticgan.training.stages import train
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ def stats(folder):
 
 def make_plan(scenes, settings, **changes):
     given = {"data": scenes, "labeled": ["labeled.txt"], "unlabeled": [], "val": ["val.txt"], "preset": "tiny32", "seed": 3,
-             "hours": None, "start_from": None, "overrides": list(settings)}  # fmt: skip
+             "hours": None, "start_from": None, "teachers": (), "overrides": list(settings)}  # fmt: skip
     return stages.make_plan(given | changes, "cpu")
 
 
@@ -101,6 +105,8 @@ def test_auto_says_what_it_chose(scenes, small_settings):
         ({"labeled": ["unlabeled.txt"]}, "has no mask"),
         ({"val": ["nothing.txt"]}, "nothing.txt: no such file"),
         ({"start_from": "nothing"}, "no such model"),
+        ({"teachers": ["nothing"]}, "no such model"),
+        ({"teachers": ["m"], "overrides": ["encoder.pseudo=0"]}, "--teacher m: got encoder.pseudo=0, with which"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [True, False])
@@ -176,6 +182,7 @@ def planned(scenes, small_settings, tmp_path):
         ({"hours": 2.0}, "--hours: got 2.0, the run has None"),
         ({"data": Path("/")}, "--data: got /, the run has"),
         ({"start_from": "x"}, "--from: got x, the run has None"),
+        ({"teachers": ["x"]}, "--teacher: got x, the run has none"),
         ({"labeled": ["val.txt"]}, "--labeled: got other images"),
     ],
 )
@@ -366,6 +373,20 @@ def test_a_run_may_start_from_another(call, exported, whole, tmp_path):
     said = call(start_from=str(whole), seed=1)
     assert any("G, G_ema, D_img, D_seg, E" in line for line in said)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["start_from"] == str(whole)
+
+
+def test_a_run_may_be_taught_by_a_model_and_remembers_it(call, exported, whole, tmp_path, monkeypatch):
+    plan = Plan.read(whole)
+    described = ModelConfig(kind="student", labels=plan.labels, data=plan.config.data, trunk="none", widths=(8, 16), teacher="x")
+    SemanticGAN(described, None, S=named_networks(described)["S"]).save(tmp_path / "student", "# student\n")
+    name = str(tmp_path / "student")
+    monkeypatch.setattr(EncoderTrainer, "guess", None)  # E's own label maps are not asked for
+    call(teachers=[name])
+    assert exported[0][-1] == [f"The encoder learnt label maps of the unlabelled images from `{name}`."]
+    assert Plan.read(tmp_path / "run").teachers == (name,)
+    call(**RESUME)
+    assert len(exported) == 2
+    assert f"label maps by</th><td>{name}</td>" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_another_size_to_start_from_is_refused_before_anything_is_written(call, whole, tmp_path, small_settings):

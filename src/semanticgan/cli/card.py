@@ -13,7 +13,7 @@ from semanticgan.config import STUDENT, ModelConfig, read_model_config
 from semanticgan.errors import UserError
 from semanticgan.model import find_model
 from semanticgan.scores import Scores
-from semanticgan.training.stages import read_paths
+from semanticgan.training.plan import read_paths
 
 
 def describe(name: str) -> Iterator[str]:

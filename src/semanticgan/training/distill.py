@@ -24,8 +24,9 @@ from semanticgan.precision import resolved
 from semanticgan.predict import Found
 from semanticgan.training.encoder import require_one_object_fits
 from semanticgan.training.export import card, summary, versions
+from semanticgan.training.plan import Plan, require_same
 from semanticgan.training.run import Interrupted, Run, duration, held, require_new_folder, write_text
-from semanticgan.training.stages import Plan, pack_data, require_same, restore, tell_report
+from semanticgan.training.stages import pack_data, restore, tell_report
 from semanticgan.training.student import (
     Samples,
     StudentTrainer,
@@ -65,7 +66,7 @@ def distill(
         plan = make_plan(given, teacher, device)
         for note in plan.sources.notes:
             say(note)
-    others = load_teachers(plan.teachers, teacher.labels, plan.config.data, "student.pseudo", plan.config.student.pseudo, device)
+    others = load_teachers(plan.teachers, teacher.labels, plan.config, "student", device)
     with held(out, new=not resume):
         if not resume:
             plan.write(out)
@@ -137,13 +138,12 @@ def run_student(plan: Plan, teacher: SemanticGAN, others: list[SemanticGAN], nam
     data, val = pack_data(plan, run)
     state = new_student_state(config, plan.labels.num_classes, config.data.num_channels, device)
     how, samples, taught = [], None, None
-    if teacher.S is None:
+    if teacher.S is None and config.student.samples > 0:
         critics, about_critics = load_critics(name, teacher)
         means = "D_img and D_seg" if critics else "the sharpness of their label maps"
         run.log(f"{about_critics}; samples are filtered by {means}")
-        samples = Samples(teacher.G, critics, config.student.drop)
-    if samples and config.student.samples > 0:
         how.append(f"G's samples were filtered by {means}: the worst {config.student.drop:.0%} of each batch were left out.")
+        samples = Samples(teacher.G, critics, config.student.drop)
     teachers = [*([teacher] if can_label(teacher) else []), *others]
     if teachers and config.student.pseudo > 0:
         taught = ask_teachers(teachers, data.images, config, run)

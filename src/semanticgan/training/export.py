@@ -34,6 +34,7 @@ def export_model(
     device: str,
     command: str,
     lengths: dict[str, float],  # kimg of the stages and hours, for the card
+    how: Sequence[str] = (),  # sentences on the training, for the card
 ) -> dict[str, Any]:
     """Choose steps, zoom and temperature on the validation images, and write `model/` with the scores that came out.
 
@@ -64,7 +65,8 @@ def export_model(
         if scores:
             write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
         open_ones = [name for name in ("steps", "zoom") if getattr(config.predict, name) is None]
-        model.save(run.folder / "model", card(model.config, sources, scores, command, lengths, config.run.seed, open_ones))
+        text = card(model.config, sources, scores, command, lengths, config.run.seed, open_ones, how)
+        model.save(run.folder / "model", text)
 
     run.world.first(write)
     return scores

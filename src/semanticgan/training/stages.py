@@ -1,28 +1,23 @@
 """The stages of one `train` command, in order: find and pack the data, train G, train E, choose on validation, export."""
 
-import json
 import math
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from semanticgan import __version__
 from semanticgan.config import STUDENT, Config, build_config, choose_preset
 from semanticgan.data.dataset import decide_labels, load_picture
 from semanticgan.data.pack import Packed, detect_channels, pack
 from semanticgan.data.sources import Sources, find_sources, mask_path
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
-from semanticgan.model import SemanticGAN
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.precision import resolved
 from semanticgan.report import write_report
@@ -31,58 +26,12 @@ from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.encoder import ValidationData, new_encoder_state, train_encoder, with_one_object_decided
 from semanticgan.training.export import export_model
 from semanticgan.training.gan import TrainingData, new_gan_state, train_gan
-from semanticgan.training.run import Interrupted, Run, duration, held, require_new_folder, write_text
+from semanticgan.training.plan import Plan, require_same
+from semanticgan.training.run import Interrupted, Run, duration, held, require_new_folder
 from semanticgan.training.teachers import lasting, load_teachers
 from semanticgan.training.warm_start import warm_start
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that a run is made from; kept as the run folder's config.json and three lists."""
-
-    config: Config
-    labels: LabelSpec
-    sources: Sources
-    hours: float | None
-    device: str
-    start_from: str | None
-    command: str
-    teachers: tuple[str, ...] = ()  # models, beside the one that `distill` names
-
-    def write(self, folder: Path) -> None:
-        for name in ("labeled", "unlabeled", "val"):
-            write_text(folder / f"{name}.txt", "".join(f"{path}\n" for path in getattr(self.sources, name)))
-        versions = {"semanticgan": __version__, "torch": torch.__version__, "python": platform.python_version()}
-        content = {
-            "command": self.command, "data": str(self.sources.root), "hours": self.hours, "device": self.device,
-            "start_from": self.start_from, "teachers": self.teachers, "notes": self.sources.notes,
-            "labels": self.labels.model_dump(mode="json"), "config": self.config.model_dump(mode="json"), "versions": versions,
-        }  # fmt: skip
-        write_text(folder / "config.json", json.dumps(content, indent=1) + "\n")
-
-    @classmethod
-    def read(cls, folder: Path) -> "Plan":
-        """Raises UserError when the folder is no run."""
-        try:
-            content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            lists = {name: read_paths(folder / f"{name}.txt") for name in ("labeled", "unlabeled", "val")}
-            sources = Sources(root=Path(content["data"]), notes=tuple(content["notes"]), **lists)
-            return cls(Config.model_validate(content["config"]), LabelSpec.model_validate(content["labels"]), sources,
-                       content["hours"], content["device"], content["start_from"], content["command"],
-                       tuple(content.get("teachers", ())))  # fmt: skip
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"--out {folder}: --resume needs a run folder, and this one cannot be read as one ({reason})"
-            ) from None
-
-
-def read_paths(path: Path) -> tuple[str, ...]:
-    """The lines of one of a run's lists, as `Plan.write` wrote them."""
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    return tuple(line for line in text.split("\n") if line)  # splitlines would cut at rarer characters too
 
 
 def train(
@@ -182,7 +131,7 @@ def make_plan(given: dict[str, Any], device: str) -> Plan:
     start_from = lasting(given["start_from"]) if given["start_from"] else None
     if start_from:
         warm_start(start_from, *new_states(config, labels, "cpu"))  # refuses before anything is written
-    find_teachers(config, labels, given["teachers"], "cpu")  # so does this
+    load_teachers(given["teachers"], labels, config, "encoder", "cpu")  # so does this
     return Plan(
         config,
         labels,
@@ -193,10 +142,6 @@ def make_plan(given: dict[str, Any], device: str) -> Plan:
         shlex.join(["semanticgan", *sys.argv[1:]]),
         given["teachers"],
     )
-
-
-def find_teachers(config: Config, labels: LabelSpec, names: Sequence[str], device: str) -> list[SemanticGAN]:
-    return load_teachers(names, labels, config.data, "encoder.pseudo", config.encoder.pseudo, device)
 
 
 def require_shares(config: Config, processes: int) -> None:
@@ -226,40 +171,6 @@ def median_side(sources: Sources) -> int:
         except UserError:
             continue
     return int(np.median(sides)) if sides else 64
-
-
-def require_same(plan: Plan, given: dict[str, Any]) -> None:
-    """Raises UserError if options given beside --resume ask for another run than the one in the folder."""
-    wrong: list[str] = []
-    config = plan.config
-    if given["preset"] not in (None, "auto", config.preset):
-        wrong.append(f"--preset: got {given['preset']}, the run has {config.preset}")
-    if given["preset"] or given["overrides"] or given["seed"] is not None:
-        asked = build_config("cpu64" if config.preset == STUDENT else config.preset, given["overrides"], given["seed"])
-        for text in given["overrides"]:
-            section, field = text.partition("=")[0].strip().split(".", 1)
-            ours, theirs = getattr(getattr(config, section), field), getattr(getattr(asked, section), field)
-            if ours != theirs:
-                wrong.append(f"--set {section}.{field}: got {theirs}, the run has {ours}")
-        if given["seed"] not in (None, config.run.seed):
-            wrong.append(f"--seed: got {given['seed']}, the run has {config.run.seed}")
-    if given["hours"] not in (None, plan.hours):
-        wrong.append(f"--hours: got {given['hours']}, the run has {plan.hours}")
-    if given["data"] is not None and Path(os.path.abspath(given["data"])) != plan.sources.root:
-        wrong.append(f"--data: got {given['data']}, the run has {plan.sources.root}")
-    if given["start_from"] and plan.start_from not in (given["start_from"], os.path.abspath(given["start_from"])):
-        option = "MODEL" if config.preset == STUDENT else "--from"
-        wrong.append(f"{option}: got {given['start_from']}, the run has {plan.start_from}")
-    if given["teachers"] and given["teachers"] != plan.teachers:
-        wrong.append(f"--teacher: got {', '.join(given['teachers'])}, the run has {', '.join(plan.teachers) or 'none'}")
-    if given["labeled"] or given["unlabeled"] or given["val"]:
-        asked_sources = find_sources(plan.sources.root, given["labeled"], given["unlabeled"], given["val"])
-        for name in ("labeled", "unlabeled", "val"):
-            if given[name] and set(getattr(asked_sources, name)) != set(getattr(plan.sources, name)):
-                wrong.append(f"--{name}: got other images than the run has")
-    if wrong:
-        enough = "MODEL and --out" if config.preset == STUDENT else "--out"
-        raise UserError("\n".join(f"{w}; with --resume give {enough} alone, or start a new run" for w in wrong))
 
 
 def describe(plan: Plan) -> list[str]:
@@ -327,7 +238,7 @@ def run_stages(plan: Plan, run: Run) -> None:
     world.first(lambda: restore(run, "encoder", encoder))
     world.same(encoder)
     lpips = LPIPS().to(device, memory_format=torch.channels_last)
-    teachers = world.in_turn(lambda: find_teachers(config, plan.labels, plan.teachers, device))
+    teachers = world.in_turn(lambda: load_teachers(plan.teachers, plan.labels, config, "encoder", device))
     train_encoder(config, plan.labels, data, val, G, lpips, encoder, run, budgets[1], device, teachers)
 
     best = world.first(lambda: load_kept(run.folder, "encoder"))
@@ -336,6 +247,7 @@ def run_stages(plan: Plan, run: Run) -> None:
         run, config, plan.labels, plan.sources, G, encoder.E_ema, device, plan.command,
         {"gan_kimg": gan.nimg / 1000, "encoder_kimg": encoder.nimg / 1000, "encoder_best_kimg": best["nimg"] / 1000,
          "hours": round((gan.seconds + encoder.seconds) / 3600, 3)},
+        [f"The encoder learnt label maps of the unlabelled images from `{name}`." for name in plan.teachers],
     )  # fmt: skip
     world.first(lambda: tell_report(run, device))
     run.log(f"done in {duration(gan.seconds + encoder.seconds)} of training: {run.folder / 'model'}")

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from semanticgan.config import DataConfig
+from semanticgan.config import Config
 from semanticgan.errors import UserError
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.model import SemanticGAN
@@ -25,17 +26,12 @@ def can_label(model: SemanticGAN) -> bool:
 
 
 def load_teachers(
-    names: Sequence[str],
-    labels: LabelSpec,
-    data: DataConfig,
-    field: str,  # the setting that is the weight of their label maps
-    weight: float,
-    device: str,
+    names: Sequence[str], labels: LabelSpec, config: Config, stage: Literal["encoder", "student"], device: str
 ) -> list[SemanticGAN]:
-    """Raises UserError for one that answers other questions than those of the run, or would not be asked."""
-    if names and weight == 0:
-        raise UserError(f"--teacher {names[0]}: got {field}=0, with which it would teach nothing; leave one of the two out")
-    wanted, teachers = {"classes": ", ".join(labels.names), "images": data.in_words}, []
+    """Those of a run's stage. Raises UserError for one that answers other questions than the run's, or would not be asked."""
+    if names and getattr(config, stage).pseudo == 0:
+        raise UserError(f"--teacher {names[0]}: got {stage}.pseudo=0, with which it would teach nothing; leave one out")
+    wanted, teachers = {"classes": ", ".join(labels.names), "images": config.data.in_words}, []
     for name in names:
         model = SemanticGAN.load(name, device=device)
         if not can_label(model):
