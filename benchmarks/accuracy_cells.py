@@ -92,10 +92,12 @@ METHODS = {
     "semanticgan-encoder": Entry("SemanticGAN, encoder only", imagenet=True, paper="Ours-NO"),
     "semanticgan": Entry("SemanticGAN", imagenet=True, paper="Ours"),
     "student": Entry("SemanticGAN's student", imagenet=True),
+    "encoder-taught": Entry("SemanticGAN, encoder that a plain student taught", imagenet=True),
+    "student-taught": Entry("SemanticGAN's student, from that encoder", imagenet=True),
     "self-taught": Entry("the student's U-Net, taught by itself", imagenet=True),  # what a student is without the joint model
 }
 OURS = tuple(name for name, entry in METHODS.items() if entry.network is None)  # by the package's commands
-STUDENTS = ("student", "self-taught")
+STUDENTS = ("student", "student-taught", "self-taught")
 BASELINES = tuple(name for name in METHODS if name not in OURS)
 SMALLEST = ("unimatch-imagenet",)  # at 5 images a second it is worth its time where labels are fewest
 UNLABELED = ("1000", "3000")  # the second table, beside all
@@ -175,14 +177,17 @@ def queue() -> list[Cell]:
 # ---------------------------------------------------------------- how long they take
 
 RATES = RESULTS / "rates.json"  # images a second in training and in scoring, one thread: accuracy.py --rates
-# Guesses until there are results, and of a student's seconds the part that no other row shares.
-OURS_MINUTES = {"semanticgan-encoder": 25.0, "semanticgan": 10.0, "student": 45.0, "self-taught": 30.0}
+# Guesses until there are results, of the part that no other row shares.
+OURS_MINUTES = {
+    "semanticgan-encoder": 25.0, "semanticgan": 10.0, "student": 45.0, "encoder-taught": 25.0, "student-taught": 20.0,
+    "self-taught": 15.0,
+}  # fmt: skip
 
 
 def is_own(cell: Cell, part: str) -> bool:
     """Is that part of a result's seconds the cell's own? Of our rows others share the image GAN, and the run of a draw."""
     if cell.method in STUDENTS:
-        return part == "scoring" or part.endswith(f"-{cell.method}")
+        return part == "scoring" or part.endswith("-student")
     if cell.method == "semanticgan" and cell.unlabeled == "all":
         return part == "scoring"
     return not part.startswith("image-gan")

@@ -71,21 +71,19 @@ class Ours:
         """Whatever is missing of image GAN, plain student, run and student."""
         first = replace(self.cell, labels=self.task.labels[0], seed=0)  # one of them, since train wants some labels
         preset = ("--preset", self.preset)
-        image_gan = self.trained(first, self.image_gan, "train", preset, IMAGE_GAN)
-        # the image GAN tells a plain student size and classes, no more
-        found = plain = self.distilled("plain", image_gan, ("--kimg", f"{self.task.kimg[self.cell.labels]:g}"), PLAIN)
+        found = image_gan = self.trained(first, self.image_gan, "train", preset, IMAGE_GAN)
+        run, teaching = self.run, ()
+        if self.cell.method.endswith("-taught"):  # by a plain student, to which the image GAN tells size and classes, no more
+            length = ("--kimg", f"{self.task.kimg[self.cell.labels]:g}")
+            plain = self.run.with_name(f"{self.run.name}-plain")
+            found = self.trained(self.cell, plain, "distill", (str(image_gan), *length), PLAIN)
+            run, teaching = self.run.with_name(f"{self.run.name}-taught"), ("--teacher", str(plain))
         if self.cell.method != "self-taught":
-            start = (*preset, "--from", str(self.without_labels(image_gan)), "--teacher", str(plain))
-            found = self.trained(self.cell, self.run, "train", start, RUN)
+            start = (*preset, "--from", str(self.without_labels(image_gan)), *teaching)
+            found = self.trained(self.cell, run, "train", start, RUN)
         if self.cell.method in STUDENTS:
-            found = self.distilled(self.cell.method, found, (), STUDENT)
+            found = self.trained(self.cell, found.with_name(f"{found.name}-student"), "distill", (str(found),), STUDENT)
         self.model = SemanticGAN.load(found)
-
-    def distilled(self, name: str, teacher: Path, options: tuple[str, ...], settings: tuple[str, ...]) -> Path:
-        """A student, beside the draw's run."""
-        return self.trained(
-            self.cell, self.run.with_name(f"{self.run.name}-{name}"), "distill", (str(teacher), *options), settings
-        )
 
     def trained(self, cell: Cell, out: Path, verb: str, options: tuple[str, ...], settings: tuple[str, ...]) -> Path:
         """A finished run folder: found, gone on with, or new, with the labels and the seed of `cell`.

@@ -50,62 +50,73 @@ def test_commands_in_their_order_and_once(given, tmp_path):
     cell = Cell("cxr", "student", "35", 2)
     ours = Ours(cell, tmp_path / "data", tmp_path, "cpu64")
     ours.train()
-    image_gan, plain, run, student = given
-    assert [words[0] for words in given] == ["train", "distill", "train", "distill"]
+    image_gan, run, student = given
+    assert [words[0] for words in given] == ["train", "train", "distill"]
     assert value(image_gan, "--labeled").endswith("train_9_seed0.txt") and value(image_gan, "--seed") == "0"
     assert {"gan.seg_weight=0", "gan.feature_matching=0", "data.symmetry=flip"} <= set(image_gan)
     assert value(run, "--labeled").endswith("train_35_seed2.txt") and value(run, "--seed") == "2"
-    assert plain[:4] == ["distill", value(image_gan, "--out"), "--kimg", "16"]
-    assert {"student.pseudo=0", "student.samples=0"} <= set(plain)
-    assert value(run, "--from").endswith("cxr/image-gan-base") and value(run, "--teacher") == value(plain, "--out")
+    assert value(run, "--from").endswith("cxr/image-gan-base") and "--teacher" not in run
     assert student[1] == value(run, "--out") == str(tmp_path / "cxr" / "35-seed2")
     assert all(value(words, "--val").endswith("cxr/val.txt") and words.count("--unlabeled") == 2 for words in given)
     said = [shlex.split(line) for line in ours.commands]
-    assert [words[1] for words in said] == ["train", "distill", "train", "distill"]
+    assert [words[1] for words in said] == ["train", "train", "distill"]
     assert not any(str(tmp_path) in line or str(accuracy_ours.ROOT) in line for line in ours.commands)
-    assert value(said[2], "--data") == "data/cxr" and value(said[2], "--out") == "runs/accuracy/cxr/35-seed2"
-    assert value(said[2], "--labeled") == "benchmarks/splits/cxr/train_35_seed2.txt"
+    assert value(said[1], "--data") == "data/cxr" and value(said[1], "--out") == "runs/accuracy/cxr/35-seed2"
+    assert value(said[1], "--labeled") == "benchmarks/splits/cxr/train_35_seed2.txt"
     assert ours.model == tmp_path / "cxr" / "35-seed2-student"
 
     again = Ours(replace(cell, method="semanticgan"), tmp_path / "data", tmp_path, "cpu64")
     again.train()
-    assert again.commands == ours.commands[:3] and len(given) == 4
-    assert list(ours.seconds) == ["image-gan", "35-seed2-plain", "35-seed2", "35-seed2-student"]
-    assert list(again.seconds) == list(ours.seconds)[:3]
+    assert again.commands == ours.commands[:2] and len(given) == 3
+    assert list(ours.seconds) == ["image-gan", "35-seed2", "35-seed2-student"] and list(again.seconds) == list(ours.seconds)[:2]
+    Ours(replace(cell, seed=1), tmp_path / "data", tmp_path, "cpu64").train()
+    assert [value(words, "--out").rpartition("/")[2] for words in given[3:]] == ["35-seed1", "35-seed1-student"]
+
+
+def test_a_plain_student_teaches_an_encoder_or_itself(given, tmp_path):
+    cell = Cell("cxr", "student-taught", "35", 2)
+    taught = Ours(cell, tmp_path / "data", tmp_path, "cpu64")
+    taught.train()
+    image_gan, plain, run, student = given
+    assert plain[:4] == ["distill", value(image_gan, "--out"), "--kimg", "16"]
+    assert {"student.pseudo=0", "student.samples=0"} <= set(plain)
+    assert value(run, "--from").endswith("cxr/image-gan-base") and value(run, "--teacher") == value(plain, "--out")
+    assert student[:2] == ["distill", value(run, "--out")]
+    runs = ["image-gan", "35-seed2-plain", "35-seed2-taught", "35-seed2-taught-student"]
+    assert list(taught.seconds) == runs and taught.model.name == runs[-1]
+    encoder = Ours(replace(cell, method="encoder-taught"), tmp_path / "data", tmp_path, "cpu64")
+    encoder.train()
+    assert encoder.commands == taught.commands[:3] and len(given) == 4
     alone = Ours(replace(cell, method="self-taught"), tmp_path / "data", tmp_path, "cpu64")
     alone.train()
     assert len(given) == 5 and given[4][:2] == ["distill", value(plain, "--out")]
-    assert list(alone.seconds) == ["image-gan", "35-seed2-plain", "35-seed2-self-taught"]
-    Ours(replace(cell, seed=1), tmp_path / "data", tmp_path, "cpu64").train()
-    assert [value(words, "--out").rpartition("/")[2] for words in given[5:]] == ["35-seed1-plain", "35-seed1", "35-seed1-student"]
+    assert list(alone.seconds) == ["image-gan", "35-seed2-plain", "35-seed2-plain-student"]
 
 
 def test_an_interrupted_run_goes_on(given, tmp_path):
     cell = Cell("skin", "semanticgan", "40", 0)
     ours = Ours(cell, tmp_path / "data", tmp_path, "cpu64")
     ours.train()
-    for name in ("image-gan", "40-seed0-plain"):
+    for name in ("image-gan", "40-seed0"):
         (tmp_path / "skin" / name / "model" / "model.safetensors").unlink()
-    (tmp_path / "skin" / "40-seed0-plain.seconds").write_text("1000.0\n")
+    (tmp_path / "skin" / "40-seed0.seconds").write_text("1000.0\n")
     ours.train()
-    assert given[3:] == [[*words, "--resume"] for words in given[:2]]
-    assert 1000 <= ours.seconds["40-seed0-plain"] < 1100 and ours.seconds["image-gan"] < 100  # of all sessions together
+    assert given[2:] == [[*words, "--resume"] for words in given[:2]]
+    assert 1000 <= ours.seconds["40-seed0"] < 1100 and ours.seconds["image-gan"] < 100  # of all sessions together
 
 
 def test_a_run_of_other_settings_is_refused(given, tmp_path):
     Ours(Cell("skin", "semanticgan", "40", 0), tmp_path / "data", tmp_path, "cpu64").train()
     with pytest.raises(UserError, match=r"image-gan: got a run of .*--preset cpu64.*expected one of .*--preset cpu128"):
         Ours(Cell("skin", "semanticgan", "40", 0), tmp_path / "data", tmp_path, "cpu128").train()
-    assert len(given) == 3
+    assert len(given) == 2
 
 
 def test_schedules_are_fixed(given, tmp_path):
     for labels in ("40", "all"):
         Ours(Cell("skin", "student", labels, 0), tmp_path / "data", tmp_path, "cpu64").train()
-    _, plain, few, student, _, many, _ = given
-    assert all({"run.keep=last", "predict.steps=0"} <= set(words) for words in (few, many)) and all(
-        "run.keep=last" in words for words in (plain, student)
-    )
+    _, few, student, many, _ = given
+    assert all({"run.keep=last", "predict.steps=0"} <= set(words) for words in (few, many)) and "run.keep=last" in student
     assert all("encoder.lr_end=1" in words for words in (few, many))
 
 
@@ -124,9 +135,7 @@ def test_few_unlabelled_images(given, tmp_path):
     assert {value(words, "--unlabeled") for words in given} == {str(tmp_path / "skin" / "unlabeled1000.txt")}
     images = (tmp_path / "skin" / "unlabeled1000.txt").read_text().split()
     assert len(set(images)) == 1000
-    assert [value(words, "--out").rpartition("/")[2] for words in given] == [
-        "image-gan-unlabeled1000", "40-seed0-unlabeled1000-plain", "40-seed0-unlabeled1000"
-    ]  # fmt: skip
+    assert [value(words, "--out").rpartition("/")[2] for words in given] == ["image-gan-unlabeled1000", "40-seed0-unlabeled1000"]
 
 
 def test_the_image_gan_knows_no_labels(small_config, small_data, tmp_path):
