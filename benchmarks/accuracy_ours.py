@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from accuracy_cells import SPLITS, STUDENTS, TASKS, Cell, paths
+from accuracy_cells import SPLITS, STUDENTS, TASKS, TAUGHT, Cell, paths
 from speed import ROOT
 
 from semanticgan.config import Config
@@ -72,17 +72,19 @@ class Ours:
         first = replace(self.cell, labels=self.task.labels[0], seed=0)  # one of them, since train wants some labels
         preset = ("--preset", self.preset)
         found = image_gan = self.trained(first, self.image_gan, "train", preset, IMAGE_GAN)
-        run, teaching = self.run, ()
-        if self.cell.method.endswith("-taught"):  # by a plain student, to which the image GAN tells size and classes, no more
-            length = ("--kimg", f"{self.task.kimg[self.cell.labels]:g}")
-            plain = self.run.with_name(f"{self.run.name}-plain")
-            found = self.trained(self.cell, plain, "distill", (str(image_gan), *length), PLAIN)
-            run, teaching = self.run.with_name(f"{self.run.name}-taught"), ("--teacher", str(plain))
+        taught, of_two = self.cell.method in TAUGHT, self.cell.method == "student-of-two"
+        plain: tuple[str, ...] = ()
+        if taught or of_two:  # a plain student, to which the image GAN tells size and classes, no more
+            options = (str(image_gan), "--kimg", f"{self.task.kimg[self.cell.labels]:g}")
+            found = self.trained(self.cell, self.run.with_name(f"{self.run.name}-plain"), "distill", options, PLAIN)
+            plain = ("--teacher", str(found))
         if self.cell.method != "self-taught":
-            start = (*preset, "--from", str(self.without_labels(image_gan)), *teaching)
+            run = self.run.with_name(f"{self.run.name}-taught") if taught else self.run
+            start = (*preset, "--from", str(self.without_labels(image_gan)), *(plain if taught else ()))
             found = self.trained(self.cell, run, "train", start, RUN)
         if self.cell.method in STUDENTS:
-            found = self.trained(self.cell, found.with_name(f"{found.name}-student"), "distill", (str(found),), STUDENT)
+            out = found.with_name(f"{found.name}{'-of-two' if of_two else ''}-student")
+            found = self.trained(self.cell, out, "distill", (str(found), *(plain if of_two else ())), STUDENT)
         self.model = SemanticGAN.load(found)
 
     def trained(self, cell: Cell, out: Path, verb: str, options: tuple[str, ...], settings: tuple[str, ...]) -> Path:

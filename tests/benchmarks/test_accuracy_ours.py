@@ -91,6 +91,12 @@ def test_a_plain_student_teaches_an_encoder_or_itself(given, tmp_path):
     alone.train()
     assert len(given) == 5 and given[4][:2] == ["distill", value(plain, "--out")]
     assert list(alone.seconds) == ["image-gan", "35-seed2-plain", "35-seed2-plain-student"]
+    two = Ours(replace(cell, method="student-of-two"), tmp_path / "data", tmp_path, "cpu64")
+    two.train()
+    encoder, student = given[5:]  # an encoder of its own label maps, and the plain student that is there
+    assert encoder[0] == "train" and "--teacher" not in encoder and value(encoder, "--out").endswith("35-seed2")
+    assert student[:2] == ["distill", value(encoder, "--out")] and value(student, "--teacher") == value(plain, "--out")
+    assert two.model.name == "35-seed2-of-two-student"
 
 
 def test_an_interrupted_run_goes_on(given, tmp_path):
