@@ -342,11 +342,9 @@ def test_validation_sees_one_object_where_the_data_have_one(small_config, small_
     logits[0, 1, 2:8, 2:8] = logits[0, 1, 12:15, 12:15] = 6
     label[0, 2:8, 2:8] = 1
     val = ValidationData(np.zeros((1, 16, 16, 3), np.uint8), label)
-    binary = LABELS.model_copy(update={"names": LABELS.names[:2], "palette": LABELS.palette[:2]})
     for setting, expected in (("true", 1.0), ("false", 36 / 45)):
         config = small_config(f"predict.one_object={setting}")
         net = trainer(config, small_data[0], G, lpips)
-        net.labels = binary
         monkeypatch.setattr(net, "explain", lambda images: (images, logits))
         assert net.validate(val) == pytest.approx(expected)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from semanticgan.config import Config, PredictConfig
 from semanticgan.data import transforms
-from semanticgan.data.pieces import are_convex, have_one_object, least_share, with_one_object, with_some_object
+from semanticgan.data.pieces import are_convex, have_one_object, least_share, with_some_object
 from semanticgan.data.stream import Stream, generator
 from semanticgan.data.zoom_out import zoom_in, zoom_out
 from semanticgan.ema import ema_decay, update_ema
@@ -19,7 +19,6 @@ from semanticgan.errors import UserError
 from semanticgan.inversion import enlarge
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.memory import keep_freed_memory
-from semanticgan.metrics.segmentation import confusion, iou
 from semanticgan.model import SemanticGAN, build_encoder
 from semanticgan.nn.backbone import EfficientNetLite0
 from semanticgan.nn.encoder import Encoder
@@ -30,7 +29,7 @@ from semanticgan.training.checkpoint import State, save_checkpoint, to_keep
 from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.gan import TrainingData
 from semanticgan.training.run import Clock, Run, Stage
-from semanticgan.training.supervised import mask_loss, parameter_groups
+from semanticgan.training.supervised import ious_of, mask_loss, parameter_groups
 from semanticgan.training.teachers import teacher_labels
 from semanticgan.visuals import grid, save_png, to_rgb
 
@@ -288,12 +287,9 @@ class EncoderTrainer:
         def scores(chosen: Sequence[int]) -> list[Tensor]:
             if not chosen:
                 return []
-            seg_logits = self.explain(val.images[list(chosen)])[1]
-            probs = seg_logits.float().softmax(1)
-            predict = self.config.predict
-            pred = (with_one_object(probs, bool(predict.convex)) if predict.one_object else probs).argmax(1).cpu()
-            label = torch.from_numpy(np.array(val.labels[list(chosen)])).long()
-            return [iou(confusion(p, t, self.labels.num_classes))[1:] for p, t in zip(pred, label, strict=True)]
+            seg_logits, predict = self.explain(val.images[list(chosen)])[1], self.config.predict
+            ious = ious_of(seg_logits, val.labels[list(chosen)], bool(predict.one_object), bool(predict.convex))
+            return [of_image[1:] for of_image in ious]
 
         return float(torch.stack(self.world.shared(range(len(val.images)), scores, chunk=VALIDATED)).nanmean())
 

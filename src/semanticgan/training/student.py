@@ -207,7 +207,7 @@ class StudentTrainer:
         if len(val.images) == 0:
             return math.nan
         predict = self.config.predict
-        scores = image_ious(self.state.S_ema, val.images, val.labels, self.labels.num_classes, self.config.run.precision,
+        scores = image_ious(self.state.S_ema, val.images, val.labels, self.config.run.precision,
                             bool(predict.one_object), bool(predict.convex))  # fmt: skip
         return float(scores[:, 1:].nanmean())
 

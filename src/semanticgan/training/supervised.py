@@ -70,7 +70,7 @@ def train_unet(
         step += 1
         progress = max(step / steps, (time.monotonic() - started) / seconds if seconds else 0.0)
         if step % max(1, steps // 20) == 0 or progress >= 1:
-            score = mean_iou(net_ema, val_images, val_labels, num_classes, precision)
+            score = mean_iou(net_ema, val_images, val_labels, precision)
             if score > best_score:
                 best, best_score = copy.deepcopy(net_ema.state_dict()), score
             if say:
@@ -151,11 +151,10 @@ def mean_iou(
     net: nn.Module,  # img -> seg_logits, in evaluation mode
     images_u8: UInt8[np.ndarray, "n r r c"],
     labels_u8: UInt8[np.ndarray, "n r r"],
-    num_classes: int,
     precision: Precision = "auto",
 ) -> float:
     """IoU by image and class, averaged over the images that have the class, then over classes; no views averaged."""
-    return float(image_ious(net, images_u8, labels_u8, num_classes, precision).nanmean(0).nanmean())
+    return float(image_ious(net, images_u8, labels_u8, precision).nanmean(0).nanmean())
 
 
 @torch.no_grad()
@@ -163,7 +162,6 @@ def image_ious(
     net: nn.Module,  # img -> seg_logits, in evaluation mode
     images_u8: UInt8[np.ndarray, "n r r c"],
     labels_u8: UInt8[np.ndarray, "n r r"],
-    num_classes: int,
     precision: Precision = "auto",
     one_object: bool = False,  # label maps as `predict` makes them: the likeliest piece alone
     convex: bool = False,  # and without its dents
@@ -174,8 +172,16 @@ def image_ious(
     for start in range(0, len(images_u8), 64):
         img = to_float(torch.from_numpy(np.array(images_u8[start : start + 64])).to(device))
         with autocast(device, precision):
-            probs = net(img).float().softmax(1)
-        pred = (with_one_object(probs, convex) if one_object else probs).argmax(1).cpu()
-        labels = torch.from_numpy(np.array(labels_u8[start : start + 64]))
-        scores += [iou(confusion(p, t, num_classes)) for p, t in zip(pred, labels, strict=True)]
+            seg_logits = net(img)
+        scores += ious_of(seg_logits, labels_u8[start : start + 64], one_object, convex)
     return torch.stack(scores)
+
+
+def ious_of(
+    seg_logits: Float[Tensor, "n k r r"], labels_u8: UInt8[np.ndarray, "n r r"], one_object: bool, convex: bool
+) -> list[Float[Tensor, " k"]]:
+    """What `image_ious` says of each of a few images."""
+    probs = seg_logits.float().softmax(1)
+    pred = (with_one_object(probs, convex) if one_object else probs).argmax(1).cpu()
+    labels = torch.from_numpy(np.array(labels_u8))
+    return [iou(confusion(p, t, seg_logits.shape[1])) for p, t in zip(pred, labels, strict=True)]
