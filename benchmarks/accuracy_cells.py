@@ -196,7 +196,8 @@ def is_own(cell: Cell, part: str) -> bool:
 
 
 def minutes(cell: Cell, known: dict[str, dict], scored: int) -> float:
-    """What the cell will take: as long as another of its row, else by the measured rates. `scored`: images of all sets.
+    """What the cell will take: as long as another of its row, a baseline's with other labels in proportion to what it is shown,
+    else by the measured rates. `scored`: images of all sets.
 
     Of our own rows the first of a draw is the one that trains; the first of all trains the image GAN too.
     """
@@ -206,7 +207,12 @@ def minutes(cell: Cell, known: dict[str, dict], scored: int) -> float:
         return sum(seconds for s in alike for part, seconds in s.items() if is_own(cell, part)) / len(alike) / 60
     if cell.method in OURS:
         return OURS_MINUTES[cell.method if cell.unlabeled == "all" else "semanticgan-encoder"]
+    kimg = TASKS[cell.task].kimg
+    if others := [r for r in known.values() if (r["task"], r["method"]) == row[:2]]:
+        longer = [(r["seconds"], kimg[cell.labels] / kimg[r["labels"]]) for r in others]
+        times = [seconds["training"] * ratio + seconds["scoring"] for seconds, ratio in longer]
+        return sum(times) / len(times) / 60
     rates = json.loads(RATES.read_text(encoding="utf-8"))["rates"] if RATES.is_file() else {}
     rate = rates.get(cell.method, {"training": 10.0, "scoring": 4.0})
     views = 17 if TASKS[cell.task].symmetry == "all" else 5
-    return (TASKS[cell.task].kimg[cell.labels] * 1000 / rate["training"] + scored * views / rate["scoring"]) / 60
+    return (kimg[cell.labels] * 1000 / rate["training"] + scored * views / rate["scoring"]) / 60

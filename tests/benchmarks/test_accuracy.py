@@ -203,6 +203,12 @@ def test_shared_runs_count_once():
     assert known == {"semanticgan": 6, "student": 36}
 
 
+def test_a_baselines_minutes_follow_from_those_with_other_labels():
+    cell = Cell("skin", "unet-student", "40", 0)
+    results = {cell.name: result(cell, [0.5]) | {"seconds": {"training": 960.0, "scoring": 120.0}}}  # 16 kimg
+    assert accuracy_cells.minutes(Cell("skin", "unet-student", "all", 1), results, 0) == pytest.approx(42)  # 40 kimg
+
+
 def test_tables_from_two_results(tmp_path):
     cells = [Cell("skin", "unet", "40", 0), Cell("skin", "unet", "40", 2)]
     for cell, iou in zip(cells, ([0.5, 0.7], [0.7, 0.9]), strict=True):
