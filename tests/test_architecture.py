@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "nn": {"nn.ops", "nn.layers"},
     "nn.encoder": {"nn.backbone"},
     "nn.unet": {"nn.backbone"},
+    "nn.projected": {"nn.backbone", "nn.layers"},
     "losses": {"labels"},
     "ema": set(),
     "metrics": {"labels", "metrics"},

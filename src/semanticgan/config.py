@@ -51,7 +51,10 @@ class NetworkConfig(Section):
     widths: dict[int, Width] = Field(
         {4: 128, 8: 128, 16: 128, 32: 64, 64: 32}, description="channels of G and D_img by side in pixels"
     )
-    mbstd_group: int = Field(4, ge=1, description="minibatch standard deviation: images a group")
+    d_img: Literal["stylegan2", "projected"] = Field(
+        "stylegan2", description="D_img: StyleGAN2's, or heads on fixed features of EfficientNet-lite0 (then fewer gan.kimg do)"
+    )
+    mbstd_group: int = Field(4, ge=1, description="StyleGAN2's D_img: images a group of the minibatch standard deviation")
     d_seg_filters: Width = 32
     d_seg_scales: int = Field(2, ge=1, le=8)
     d_seg_layers: int = Field(3, ge=1, le=16)
@@ -75,7 +78,7 @@ class GanConfig(Section):
     lr_d_img: float = Field(0.002, gt=0)
     lr_d_seg: float = Field(0.001, gt=0)
     style_mixing: float = Field(0.9, ge=0, le=1)
-    r1_gamma: float = Field(0.5, ge=0, description="grows with the image's area: 10 at 256 px, .5 at 64 px")
+    r1_gamma: float = Field(0.5, ge=0, description="of StyleGAN2's D_img; grows with the image's area: 10 at 256 px, .5 at 64 px")
     r1_gamma_seg: float = Field(10, ge=0)
     r1_every: int = Field(16, ge=1, description="lazy regularisation: one penalty in so many updates")
     pl_weight: float = Field(0, ge=0)
@@ -84,7 +87,7 @@ class GanConfig(Section):
     feature_matching: float = Field(1, ge=0)
     ema_half_life_kimg: float = Field(5, gt=0)
     ema_rampup: float = Field(0.05, gt=0, description="half-life never above this share of the images seen")
-    ada_target: float = Field(0.6, ge=0, le=1, description="wanted mean sign of D_img on real images; 0: no ADA")
+    ada_target: float = Field(0.6, ge=0, le=1, description="wanted mean sign of StyleGAN2's D_img on real images; 0: no ADA")
     ada_kimg: float = Field(100, gt=0, description="thousands of images over which the augmentation may go from 0 to 1")
     seg_augment: float = Field(1, ge=0, description="strength of the changes to D_seg's real and fake pairs")
 

@@ -173,8 +173,9 @@ def test_a_draw_depends_on_seed_and_image_number_alone(config, small_data):
     assert torch.equal(a.real_pair[1], b.real_pair[1]) and not torch.equal(a.fake_img, other.fake_img)
 
 
-def test_each_update_changes_its_own_network_alone(config, small_data):
-    this = trainer(config, small_data[0])
+@pytest.mark.parametrize("d_img", ["stylegan2", "projected"])
+def test_each_update_changes_its_own_network_alone(small_config, small_data, d_img):
+    this = trainer(small_config(f"networks.d_img={d_img}"), small_data[0])
     state, names = this.state, ("G", "D_img", "D_seg", "G_ema")
 
     def changed(update):
@@ -191,8 +192,31 @@ def test_each_update_changes_its_own_network_alone(config, small_data):
     assert what == {"D_seg"}
     assert changed(lambda: this.update_g(batch, features))[1] == {"G"}
     assert changed(lambda: this.update_averages(batch))[1] == {"G_ema"}
-    assert all(p.requires_grad for D in (state.D_img, state.D_seg) for p in D.parameters())
+    learning = (state.D_seg, state.D_img.heads if d_img == "projected" else state.D_img)
+    assert all(p.requires_grad for D in learning for p in D.parameters())
     assert not any(p.requires_grad for p in state.G_ema.parameters())
+
+
+def test_a_projected_d_img_has_hinge_losses_and_no_r1(small_config, small_data):
+    this = trainer(small_config("networks.d_img=projected", "gan.seg_weight=0"), small_data[0])
+    batch = this.draw(0)
+    this.state.D_img.eval()  # so that the power iterations stand still
+    with torch.no_grad(), this.autocast():
+        real, fake = this.state.D_img(batch.real_img), this.state.D_img(batch.fake_img)
+    stats = this.update_d_img(batch)
+    assert torch.equal(stats["D_img"], losses.hinge_d(real, fake)) and "r1_img" not in stats
+    assert stats["real_sign"] == torch.stack([p.float().mean((1, 2, 3)) for p in real]).mean(0).sign().mean()
+    with torch.no_grad(), this.autocast():
+        fake = this.state.D_img(batch.fake_img)
+    assert torch.equal(this.update_g(batch, [])["G_img"], losses.hinge_g(fake))
+
+
+def test_a_projected_d_img_sees_changed_images_from_the_start(small_config, small_data):
+    plain, projected = (trainer(small_config(f"networks.d_img={kind}"), small_data[0]) for kind in ("stylegan2", "projected"))
+    same = (plain.draw(0).real_img == projected.draw(0).real_img).flatten(1).all(1)
+    assert not same.all()
+    projected.update_augmentation(1.0)
+    assert projected.state.augment_p == 0
 
 
 def test_penalties_come_every_so_many_steps(small_config, small_data):

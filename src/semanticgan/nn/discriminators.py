@@ -55,6 +55,11 @@ class ImageDiscriminator(nn.Module):
             return self.out(self.linear(x.flatten(1))).squeeze(1)
 
 
+def verdict(logits: Tensor | list[Tensor]) -> Float[Tensor, " n"]:
+    """A number an image, higher for one that looks real: its logit, or the mean of its patch logits and then of the scales."""
+    return logits if isinstance(logits, Tensor) else torch.stack([patches.float().mean((1, 2, 3)) for patches in logits]).mean(0)
+
+
 class PatchDiscriminator(nn.Module):
     """One scale: 4x4 convolutions, spectral and instance norm, leaky ReLU; the last map holds a logit a patch."""
 

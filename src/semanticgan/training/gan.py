@@ -9,14 +9,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from semanticgan import losses
-from semanticgan.config import Config
+from semanticgan.config import Config, NetworkConfig
 from semanticgan.data import transforms
 from semanticgan.data.stream import Stream, generator
 from semanticgan.ema import ema_decay, update_ema
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.memory import keep_freed_memory
 from semanticgan.model import build_generator
-from semanticgan.nn.discriminators import ImageDiscriminator, MultiScaleDiscriminator
+from semanticgan.nn.discriminators import ImageDiscriminator, MultiScaleDiscriminator, verdict
+from semanticgan.nn.projected import ProjectedDiscriminator
 from semanticgan.precision import autocast
 from semanticgan.training.checkpoint import State
 from semanticgan.training.distributed import ALONE, World
@@ -25,6 +26,7 @@ from semanticgan.visuals import sample_grid, save_png
 
 ADA_EVERY = 4  # steps between two looks at D_img's signs
 ADA_LIMIT = 0.8  # beyond it the changes leak into the samples (ADA, section 2.2)
+PROJECTED_AUGMENT = 0.5  # probability of each change before a projected D_img, from beginning to end
 SIGN_HALF_LIFE_KIMG = 1.0  # of the running mean of D_img's signs on real images
 
 
@@ -41,13 +43,24 @@ class TrainingData:
         return int(self.images.shape[-1])
 
 
+def build_discriminators(
+    nets: NetworkConfig, resolution: int, num_classes: int, channels: int
+) -> tuple[ImageDiscriminator | ProjectedDiscriminator, MultiScaleDiscriminator]:
+    """D_img and D_seg with fresh weights."""
+    D_img = (
+        ProjectedDiscriminator(resolution)
+        if nets.d_img == "projected"
+        else ImageDiscriminator(resolution, channels, nets.widths, nets.mbstd_group)
+    )
+    return D_img, MultiScaleDiscriminator(channels + num_classes, nets.d_seg_filters, nets.d_seg_scales, nets.d_seg_layers)
+
+
 def new_gan_state(config: Config, num_classes: int, channels: int, device: str) -> State:
     """Networks with fresh weights, drawn from the seed, their optimisers, and the stage's numbers."""
     torch.manual_seed(config.run.seed)
     nets, gan, resolution = config.networks, config.gan, config.data.resolution
     G = build_generator(nets, resolution, num_classes, channels)
-    D_img = ImageDiscriminator(resolution, channels, nets.widths, nets.mbstd_group)
-    D_seg = MultiScaleDiscriminator(channels + num_classes, nets.d_seg_filters, nets.d_seg_scales, nets.d_seg_layers)
+    D_img, D_seg = build_discriminators(nets, resolution, num_classes, channels)
     G_ema = build_generator(nets, resolution, num_classes, channels)
     G_ema.load_state_dict(G.state_dict())
     for net in (G, D_img, D_seg, G_ema):
@@ -124,6 +137,7 @@ class GanTrainer:
         keep_freed_memory()
         self.config, self.gan, self.labels = config, config.gan, labels
         self.data, self.state, self.device, self.world = data, state, torch.device(device), world
+        self.projected = config.networks.d_img == "projected"
         self.unlabeled_stream = Stream(len(data.images), config.run.seed, "unlabeled")
         self.labeled_stream = Stream(len(data.labeled), config.run.seed, "labeled")
 
@@ -175,7 +189,7 @@ class GanTrainer:
 
     def augment(self, img: Float[Tensor, "n c r r"], random: torch.Generator) -> Float[Tensor, "n c r r"]:
         """ADA's changes of place and colour, each with probability p (ADA, section 2)."""
-        p = min(self.state.augment_p, ADA_LIMIT)
+        p = PROJECTED_AUGMENT if self.projected else min(self.state.augment_p, ADA_LIMIT)
         if p == 0:
             return img
         n, channels, mine = len(img) * self.world.size, img.shape[1], self.world.mine
@@ -191,13 +205,14 @@ class GanTrainer:
         return transforms.recolour(both[:, :channels], random, strength, part), both[:, channels:]
 
     def update_d_img(self, batch: Batch) -> dict[str, Tensor]:
-        """Logistic loss; every `r1_every` steps with R1 on the real images."""
-        state, due = self.state, batch.step % self.gan.r1_every == 0
+        """Logistic loss, every `r1_every` steps with R1 on the real images; of a projected D_img hinge loss alone."""
+        state, due = self.state, batch.step % self.gan.r1_every == 0 and not self.projected
         real_img = batch.real_img.detach().requires_grad_(due)
         with self.autocast():
             real, fake = state.D_img(real_img), state.D_img(batch.fake_img.detach())
-        loss = losses.logistic_d(real, fake)
-        stats = {"D_img": loss.detach(), "real_sign": real.detach().sign().mean(), "fake_sign": fake.detach().sign().mean()}
+        loss = losses.hinge_d(real, fake) if self.projected else losses.logistic_d(real, fake)
+        signs = (verdict(logits).detach().sign().mean() for logits in (real, fake))
+        stats = {"D_img": loss.detach(), **dict(zip(("real_sign", "fake_sign"), signs, strict=True))}
         if due and self.gan.r1_gamma:
             penalty = losses.r1_penalty(real, [real_img])
             stats["r1_img"] = penalty.detach().mean()
@@ -214,8 +229,7 @@ class GanTrainer:
         loss = losses.hinge_d(real, fake)
         stats = {"D_seg": loss.detach(), "seg_real": _mean_score(real), "seg_fake": _mean_score(fake)}
         if due and self.gan.r1_gamma_seg:
-            per_sample = torch.stack([r.mean((1, 2, 3)) for r in real]).mean(0)
-            penalty = losses.r1_penalty(per_sample, inputs)
+            penalty = losses.r1_penalty(verdict(real), inputs)
             stats["r1_seg"] = penalty.detach().mean()
             loss = loss + penalty.mean() * (self.gan.r1_gamma_seg / 2 * self.gan.r1_every)
         stats = self.step(state.D_seg, state.opt_D_seg, loss, stats)
@@ -229,7 +243,7 @@ class GanTrainer:
         with self.autocast():
             logits_img = state.D_img(batch.fake_img)
             features = state.D_seg(*batch.fake_pair) if gan.seg_weight else []
-        loss = losses.logistic_g(logits_img)
+        loss = losses.hinge_g(logits_img) if self.projected else losses.logistic_g(logits_img)
         stats = {"G_img": loss.detach()}
         if gan.seg_weight:
             g_seg = losses.hinge_g([scale[-1].float() for scale in features])
@@ -280,7 +294,7 @@ class GanTrainer:
         seen = ADA_EVERY * self.gan.batch / 1000
         keep = 0.5 ** (seen / SIGN_HALF_LIFE_KIMG)
         self.state.real_sign = keep * self.state.real_sign + (1 - keep) * real_sign
-        if self.gan.ada_target:
+        if self.gan.ada_target and not self.projected:
             change = seen / self.gan.ada_kimg
             wanted = self.state.augment_p + (change if self.state.real_sign > self.gan.ada_target else -change)
             self.state.augment_p = min(max(wanted, 0.0), ADA_LIMIT)

@@ -17,13 +17,13 @@ from semanticgan.ema import ema_decay, update_ema
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN
-from semanticgan.nn.discriminators import ImageDiscriminator, MultiScaleDiscriminator
+from semanticgan.nn.discriminators import verdict
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.unet import PretrainedUNet, UNet
 from semanticgan.precision import autocast
 from semanticgan.training.checkpoint import State, load_checkpoint, load_kept, save_checkpoint, stage_checkpoints, to_keep
 from semanticgan.training.encoder import ValidationData
-from semanticgan.training.gan import TrainingData
+from semanticgan.training.gan import TrainingData, build_discriminators
 from semanticgan.training.run import Clock, Run, Stage
 from semanticgan.training.supervised import (
     change_pairs,
@@ -55,9 +55,7 @@ def load_critics(source: str, teacher: SemanticGAN) -> tuple[Critics | None, str
     if not checkpoints:
         return None, f"{source} has no discriminators, as only a run's checkpoints do"
     nets, data, classes = teacher.config.networks, teacher.config.data, teacher.labels.num_classes
-    channels = data.num_channels
-    D_img = ImageDiscriminator(data.resolution, channels, nets.widths, nets.mbstd_group)
-    D_seg = MultiScaleDiscriminator(channels + classes, nets.d_seg_filters, nets.d_seg_scales, nets.d_seg_layers)
+    D_img, D_seg = build_discriminators(nets, data.resolution, classes, data.num_channels)
     try:
         saved = load_checkpoint(checkpoints[-1])["members"]
         for name, net in (("D_img", D_img), ("D_seg", D_seg)):
@@ -93,8 +91,8 @@ class Samples:
         if self.critics is None:
             return sharpness(probs)
         scales = self.critics.D_seg(img, 2 * probs - 1)
-        verdicts = (self.critics.D_img(img).float(), torch.stack([s[-1].float().mean((1, 2, 3)) for s in scales]).mean(0))
-        return torch.stack([verdict.argsort(stable=True).argsort(stable=True) for verdict in verdicts]).amin(0)
+        verdicts = (verdict(self.critics.D_img(img)).float(), verdict([maps[-1] for maps in scales]))
+        return torch.stack([v.argsort(stable=True).argsort(stable=True) for v in verdicts]).amin(0)
 
 
 def sharpness(probs: Float[Tensor, "n k r r"]) -> Float[Tensor, " n"]:
