@@ -52,7 +52,8 @@ class NetworkConfig(Section):
         {4: 128, 8: 128, 16: 128, 32: 64, 64: 32}, description="channels of G and D_img by side in pixels"
     )
     d_img: Literal["stylegan2", "projected"] = Field(
-        "stylegan2", description="D_img: StyleGAN2's, or heads on fixed features of EfficientNet-lite0 (then fewer gan.kimg do)"
+        "stylegan2",
+        description="D_img: StyleGAN2's, or heads on fixed features of EfficientNet-lite0, which wants gan.lr_d_img=0.0005",
     )
     mbstd_group: int = Field(4, ge=1, description="StyleGAN2's D_img: images a group of the minibatch standard deviation")
     d_seg_filters: Width = 32
