@@ -28,10 +28,9 @@ from semanticgan.training.plan import Plan
 # The same for all draws. On draw 0 of 40 labels two stages cost nothing: validation IoU .785, from joint runs .783 and .793.
 # Fixed schedules: no run is stopped or chosen by its own validation images. E has a constant rate and the mean of its
 # second half's weights. That and 0 steps of inversion were chosen on draw 0 of 40 labels (docs/numerics.md, "Tried").
-D_IMG = ("networks.d_img=projected", "gan.lr_d_img=0.0005")
-IMAGE_GAN = (*D_IMG, "gan.kimg=20", "gan.seg_weight=0", "gan.feature_matching=0", "encoder.kimg=0.5", "predict.steps=0")
+IMAGE_GAN = ("gan.kimg=40", "gan.seg_weight=0", "gan.feature_matching=0", "encoder.kimg=0.5", "predict.steps=0")
 RUN = (
-    *D_IMG, "gan.kimg=10", "run.keep=last", "predict.steps=0", "encoder.lr_end=1", "encoder.average=0.5", "encoder.trunk_lr=0.1",
+    "gan.kimg=10", "run.keep=last", "predict.steps=0", "encoder.lr_end=1", "encoder.average=0.5", "encoder.trunk_lr=0.1",
     "encoder.labeled=0.5", "encoder.weight_decay=0.1",
 )  # fmt: skip
 PLAIN = ("run.keep=last", "student.pseudo=0", "student.samples=0")  # a student of the labelled images alone

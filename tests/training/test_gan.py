@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import signal
 
@@ -209,6 +210,17 @@ def test_a_projected_d_img_has_hinge_losses_and_no_r1(small_config, small_data):
     with torch.no_grad(), this.autocast():
         fake = this.state.D_img(batch.fake_img)
     assert torch.equal(this.update_g(batch, [])["G_img"], losses.hinge_g(fake))
+
+
+def test_a_projected_d_img_goes_on_from_its_state(small_config, small_data, assert_same):
+    """Its random mixing is in the state: another seed's goes on as this one's."""
+    this, other = (trainer(small_config("networks.d_img=projected", f"run.seed={seed}"), small_data[0]) for seed in (0, 1))
+    batch = this.draw(0)
+    this.update_d_img(batch)
+    other.state.load_state_dict(copy.deepcopy(this.state.state_dict()))
+    for one in (this, other):
+        one.update_d_img(batch)
+    assert_same(this.state.D_img.state_dict(), other.state.D_img.state_dict())
 
 
 def test_a_projected_d_img_sees_changed_images_from_the_start(small_config, small_data):
