@@ -211,8 +211,7 @@ class GanTrainer:
         with self.autocast():
             real, fake = state.D_img(real_img), state.D_img(batch.fake_img.detach())
         loss = losses.hinge_d(real, fake) if self.projected else losses.logistic_d(real, fake)
-        signs = (verdict(logits).detach().sign().mean() for logits in (real, fake))
-        stats = {"D_img": loss.detach(), **dict(zip(("real_sign", "fake_sign"), signs, strict=True))}
+        stats = {"D_img": loss.detach(), "real_sign": _mean_sign(real), "fake_sign": _mean_sign(fake)}
         if due and self.gan.r1_gamma:
             penalty = losses.r1_penalty(real, [real_img])
             stats["r1_img"] = penalty.detach().mean()
@@ -227,7 +226,7 @@ class GanTrainer:
             features = state.D_seg(*(torch.cat([r, f.detach()]) for r, f in zip(inputs, batch.fake_pair, strict=True)))
         real, fake = ([scale[-1][half].float() for scale in features] for half in (slice(n), slice(n, None)))
         loss = losses.hinge_d(real, fake)
-        stats = {"D_seg": loss.detach(), "seg_real": _mean_score(real), "seg_fake": _mean_score(fake)}
+        stats = {"D_seg": loss.detach(), "seg_real": verdict(real).detach().mean(), "seg_fake": verdict(fake).detach().mean()}
         if due and self.gan.r1_gamma_seg:
             penalty = losses.r1_penalty(verdict(real), inputs)
             stats["r1_seg"] = penalty.detach().mean()
@@ -322,8 +321,8 @@ class GanTrainer:
         return sample_grid(img, seg_logits, self.labels)
 
 
-def _mean_score(patch_logits: list[Tensor]) -> Tensor:
-    return torch.stack([p.detach().mean() for p in patch_logits]).mean()
+def _mean_sign(logits: Tensor | list[Tensor]) -> Tensor:
+    return verdict(logits).detach().sign().mean()
 
 
 class Health:
@@ -342,7 +341,10 @@ class Health:
             self.warn("D_seg tells real from fake pairs without fail for 5 ticks: the label maps learn no more; "
                       "raise gan.seg_augment or gan.r1_gamma_seg, or label more images")  # fmt: skip
         if self.saturated >= 5:
-            self.warn("D_img tells real from fake images without fail for 5 ticks; raise gan.r1_gamma or add images")
+            self.warn(
+                "D_img tells real from fake images without fail for 5 ticks; raise gan.r1_gamma (where networks.d_img is "
+                "projected, lower gan.lr_d_img) or add images"
+            )
         if augment_p >= ADA_LIMIT:
             self.warn("D_img knows the training images by heart in spite of augmentation; more unlabelled images would help")
 
