@@ -42,7 +42,7 @@ class Features(nn.Module):
 
 
 class Head(nn.Module):
-    """Halves a map to 4x4, the last of which are logits: convolutions with spectral norm, group norm, leaky ReLU."""
+    """Convolutions with spectral norm, group norm and leaky ReLU that halve a map down to 4x4 patch logits."""
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()
