@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "src" / "semanticgan"
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "src" / "semanticgan"
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__") or "__init__": path
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -134,7 +135,7 @@ def test_no_circles():
 
 
 def test_only_declared_dependencies():
-    text = (PACKAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     block = re.search(r"^dependencies = \[(.*?)^\]", text, re.M | re.S)[1]
     names = re.findall(r'"([A-Za-z0-9_-]+)', block)
     allowed = {"semanticgan", *sys.stdlib_module_names, *(IMPORT_NAMES.get(n.lower(), n) for n in names)}
@@ -174,6 +175,13 @@ def python(code, **environment):
     )
 
 
+def loaded_by(code):
+    """Names of the modules."""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+
+
 @pytest.mark.parametrize(
     "code",
     [
@@ -184,11 +192,18 @@ def python(code, **environment):
     ],
 )
 def test_loads_without_torch(code):
-    done = python(code)
-    assert done.returncode == 0, done.stderr
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    loaded = loaded_by(code)
     assert "semanticgan" in loaded
     assert not {"torch", "huggingface_hub"} & loaded
+
+
+@pytest.mark.parametrize("model", ["skin-64", "skin-64-student"])
+def test_a_model_answers_without_torchs_compiler(model):
+    """It takes 1.7 seconds to load, which every first image would wait for."""
+    load = f"import numpy, semanticgan; model = semanticgan.SemanticGAN.load({str(REPOSITORY / 'models' / model)!r})"
+    loaded = loaded_by(f"{load}; list(model.find([numpy.zeros((64, 64, 3), numpy.uint8)], steps=0))")
+    assert "torch" in loaded
+    assert "torch._dynamo" not in loaded
 
 
 def test_help_is_quick():

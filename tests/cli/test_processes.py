@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from small_scenes import write_list
 from semanticgan.cli.main import choose_device
 
 
-def torchrun(*args) -> subprocess.CompletedProcess:
-    """The command on two processes, which find a free port by themselves."""
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "semanticgan", *map(str, args)]
+def torchrun(*args, program=("-m", "semanticgan")) -> subprocess.CompletedProcess:
+    """The command, or another program, on two processes, which find a free port by themselves."""
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, (*program, *args))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=300, check=False)
 
@@ -63,3 +64,24 @@ def test_the_device_is_torchruns(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "ones", lambda n, device: asked.append(device) or torch.zeros(n))
     assert choose_device(name) == ("cpu" if name == "cpu" else "cuda:3") == asked[0]
+
+
+LEAVING = """
+from pathlib import Path
+from semanticgan.training.distributed import join
+
+with join("cpu") as world:
+    import torch.distributed.nn.functional  # as torch's compiler does; its functions' defaults keep a group that is there
+    assert world.gather(world.rank) == [0, 1]
+print(*(thread.read_text() for thread in Path("/proc/self/task").glob("*/comm")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads have names under Linux alone")
+def test_no_thread_outlives_the_group(tmp_path):
+    """One that wants the interpreter after its end aborts the process."""
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING)
+    done = torchrun(program=[script])
+    assert done.returncode == 0, done.stderr
+    assert "python" in done.stdout and "gloo" not in done.stdout

@@ -15,8 +15,8 @@ LEAKY_GAIN = math.sqrt(2)  # keeps the second moment of a unit normal through th
 
 def binomial_kernel(gain: float = 1.0) -> Float[Tensor, "4 4"]:
     """The [1,3,3,1] low-pass filter of StyleGAN2 (arXiv 1912.04958), as an outer product of sum `gain`."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-    return torch.outer(taps, taps) * (gain / 64)
+    taps = (1, 3, 3, 1)
+    return torch.tensor([[gain / 64 * a * b for a in taps] for b in taps])
 
 
 def _spread(x: Tensor, size: list[int], stride: int) -> Tensor:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, TypeVar, cast
 
 import torch
@@ -100,6 +101,9 @@ class Ranks(World):
             here = [f"here/{rank}" for rank in range(self.size)]
             self.store.set(here[self.rank], "")
             self.store.wait(here, timedelta(seconds=JOINING))
+            # Its functions' default arguments would keep a group that is there when something loads it, and with the group
+            # threads, one of which may want the interpreter after its end: the process would abort.
+            import_module("torch.distributed.nn.functional")
             store, patience = dist.PrefixStore("gloo", self.store), timedelta(seconds=PATIENCE)
             dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size, timeout=patience)
             self.gradients = dist.new_group(backend="nccl", timeout=patience) if device.type == "cuda" else None
