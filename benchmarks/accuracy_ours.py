@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from accuracy_cells import SPLITS, STUDENTS, TASKS, TAUGHT, Cell, paths
+from accuracy_cells import SPLITS, STUDENTS, TASKS, Cell, paths
 from speed import ROOT
 
 from semanticgan.config import Config
@@ -28,13 +28,16 @@ from semanticgan.training.plan import Plan
 # The same for all draws. On draw 0 of 40 labels two stages cost nothing: validation IoU .785, from joint runs .783 and .793.
 # Fixed schedules: no run is stopped or chosen by its own validation images. E has a constant rate and the mean of its
 # second half's weights. That and 0 steps of inversion were chosen on draw 0 of 40 labels (docs/numerics.md, "Tried").
-IMAGE_GAN = ("gan.kimg=40", "gan.seg_weight=0", "gan.feature_matching=0", "encoder.kimg=0.5", "predict.steps=0")
+IMAGE_GAN = ("gan.seg_weight=0", "gan.feature_matching=0", "encoder.kimg=0.5", "predict.steps=0")
 RUN = (
     "gan.kimg=10", "run.keep=last", "predict.steps=0", "encoder.lr_end=1", "encoder.average=0.5", "encoder.trunk_lr=0.1",
     "encoder.labeled=0.5", "encoder.weight_decay=0.1",
 )  # fmt: skip
+PROJECTED = ("networks.d_img=projected", "gan.lr_d_img=0.0005")
 PLAIN = ("run.keep=last", "student.pseudo=0", "student.samples=0")  # a student of the labelled images alone
 STUDENT = ("run.keep=last",)
+ENCODERS = {"encoder-projected": "projected", "encoder-taught": "taught", "student-taught": "taught"}  # what a row's run is
+COMMITTEES = {"student-of-two": "two", "student-of-three": "three"}  # E, a plain student, and E on a projected D_img's G
 TASK_SETTINGS = {"skin": (), "cxr": ("data.symmetry=flip",)}
 
 
@@ -56,10 +59,9 @@ class Ours:
         self.cell, self.task, self.root, self.preset = cell, TASKS[cell.task], root, preset
         # as what the places are known to others
         self.places = {str(root): f"data/{cell.task}", str(work): "runs/accuracy", f"{ROOT}/": ""}
-        few = "" if cell.unlabeled == "all" else f"-unlabeled{cell.unlabeled}"
+        self.few = "" if cell.unlabeled == "all" else f"-unlabeled{cell.unlabeled}"
         self.work = work / cell.task
-        self.image_gan = self.work / f"image-gan{few}"
-        self.run = self.work / f"{cell.labels}-seed{cell.seed}{few}"
+        self.run = self.work / f"{cell.labels}-seed{cell.seed}{self.few}"
         self.commands: list[str] = []
         self.seconds: dict[str, float] = {}
 
@@ -68,24 +70,39 @@ class Ours:
         return self.model.find(stream, steps, views=views, zoom=zoom)
 
     def train(self) -> None:
-        """Whatever is missing of image GAN, plain student, run and student."""
-        first = replace(self.cell, labels=self.task.labels[0], seed=0)  # one of them, since train wants some labels
-        preset = ("--preset", self.preset)
-        found = image_gan = self.trained(first, self.image_gan, "train", preset, IMAGE_GAN)
-        taught, of_two = self.cell.method in TAUGHT, self.cell.method == "student-of-two"
-        plain: tuple[str, ...] = ()
-        if taught or of_two:  # a plain student, to which the image GAN tells size and classes, no more
-            options = (str(image_gan), "--kimg", f"{self.task.kimg[self.cell.labels]:g}")
-            found = self.trained(self.cell, self.run.with_name(f"{self.run.name}-plain"), "distill", options, PLAIN)
-            plain = ("--teacher", str(found))
-        if self.cell.method != "self-taught":
-            run = self.run.with_name(f"{self.run.name}-taught") if taught else self.run
-            start = (*preset, "--from", str(self.without_labels(image_gan)), *(plain if taught else ()))
-            found = self.trained(self.cell, run, "train", start, RUN)
-        if self.cell.method in STUDENTS:
-            out = found.with_name(f"{found.name}{'-of-two' if of_two else ''}-student")
-            found = self.trained(self.cell, out, "distill", (str(found), *(plain if of_two else ())), STUDENT)
+        """Whatever is missing of image GANs, plain student, runs and student."""
+        method = self.cell.method
+        found = self.plain() if method == "self-taught" else self.encoder(ENCODERS.get(method, ""))
+        if method in STUDENTS:
+            others, count = [], COMMITTEES.get(method, "")
+            if count:
+                others.append(self.plain())
+            if count == "three":
+                others.append(self.encoder("projected"))
+            out = found.with_name(f"{found.name}{count and f'-of-{count}'}-student")
+            options = (str(found), *(word for other in others for word in ("--teacher", str(other))))
+            found = self.trained(self.cell, out, "distill", options, STUDENT)
         self.model = SemanticGAN.load(found)
+
+    def image_gan(self, kind: str = "") -> Path:
+        """Of StyleGAN2's D_img, or "projected", which needs half as long."""
+        first = replace(self.cell, labels=self.task.labels[0], seed=0)  # one of them, since train wants some labels
+        settings = (*PROJECTED, "gan.kimg=20") if kind else ("gan.kimg=40",)
+        out = self.work / f"image-gan{self.few}{kind and f'-{kind}'}"
+        return self.trained(first, out, "train", ("--preset", self.preset), (*settings, *IMAGE_GAN))
+
+    def plain(self) -> Path:
+        """A student of the labelled images alone, to which the image GAN tells size and classes, no more."""
+        options = (str(self.image_gan()), "--kimg", f"{self.task.kimg[self.cell.labels]:g}")
+        return self.trained(self.cell, self.run.with_name(f"{self.run.name}-plain"), "distill", options, PLAIN)
+
+    def encoder(self, kind: str) -> Path:
+        """A run of GAN and encoder; "taught" by the plain student, or from the "projected" image GAN."""
+        projected = kind if kind == "projected" else ""
+        start = ("--preset", self.preset, "--from", str(self.without_labels(self.image_gan(projected))))
+        teacher = ("--teacher", str(self.plain())) if kind == "taught" else ()
+        run = self.run.with_name(f"{self.run.name}{kind and f'-{kind}'}")
+        return self.trained(self.cell, run, "train", (*start, *teacher), (*(PROJECTED if projected else ()), *RUN))
 
     def trained(self, cell: Cell, out: Path, verb: str, options: tuple[str, ...], settings: tuple[str, ...]) -> Path:
         """A finished run folder: found, gone on with, or new, with the labels and the seed of `cell`.
@@ -108,7 +125,8 @@ class Ours:
         if not (out / "model" / "model.safetensors").is_file():
             self.finish(words, out)
         self.seconds[out.name] = spent(out)
-        self.commands.append(command)
+        if command not in self.commands:  # several parts of a cell begin with the same image GAN
+            self.commands.append(command)
         return out
 
     def finish(self, words: list[str], out: Path) -> None:

@@ -99,6 +99,23 @@ def test_a_plain_student_teaches_an_encoder_or_itself(given, tmp_path):
     assert two.model.name == "35-seed2-of-two-student"
 
 
+def test_a_committee_of_two_gans(given, tmp_path):
+    cell = Cell("cxr", "student-of-three", "9", 2)
+    three = Ours(cell, tmp_path / "data", tmp_path, "cpu64")
+    three.train()
+    runs = ["image-gan", "9-seed2", "9-seed2-plain", "image-gan-projected", "9-seed2-projected", "9-seed2-of-three-student"]
+    assert list(three.seconds) == runs and len(three.commands) == len(given) == 6 and three.model.name == runs[-1]
+    _, run, plain, projected, other, student = given
+    assert all("networks.d_img=projected" in words for words in (projected, other)) and "networks.d_img=projected" not in run
+    assert value(other, "--from").endswith("image-gan-projected-base") and value(run, "--from").endswith("image-gan-base")
+    assert student[:2] == ["distill", value(run, "--out")]
+    teachers = [student[k + 1] for k, word in enumerate(student) if word == "--teacher"]
+    assert teachers == [value(plain, "--out"), value(other, "--out")]
+    alone = Ours(replace(cell, method="encoder-projected"), tmp_path / "data", tmp_path, "cpu64")
+    alone.train()
+    assert len(given) == 6 and alone.model.name == "9-seed2-projected"
+
+
 def test_an_interrupted_run_goes_on(given, tmp_path):
     cell = Cell("skin", "semanticgan", "40", 0)
     ours = Ours(cell, tmp_path / "data", tmp_path, "cpu64")
@@ -108,7 +125,7 @@ def test_an_interrupted_run_goes_on(given, tmp_path):
     (tmp_path / "skin" / "40-seed0.seconds").write_text("1000.0\n")
     ours.train()
     assert given[2:] == [[*words, "--resume"] for words in given[:2]]
-    assert 1000 <= ours.seconds["40-seed0"] < 1100 and ours.seconds["image-gan"] < 100  # of all sessions together
+    assert 1000 <= ours.seconds["40-seed0"] < 1100 and ours.seconds["image-gan"] < 100  # of both together
 
 
 def test_a_run_of_other_settings_is_refused(given, tmp_path):
