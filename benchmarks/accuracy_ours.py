@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from accuracy_cells import SPLITS, STUDENTS, TASKS, Cell, paths
 from speed import ROOT
 
-from semanticgan.config import Config
+from semanticgan.config import Config, build_config
 from semanticgan.data.stream import Stream
 from semanticgan.errors import UserError
 from semanticgan.files import replacing
@@ -81,7 +82,7 @@ class Ours:
                 others.append(self.encoder("projected"))
             out = found.with_name(f"{found.name}{count and f'-of-{count}'}-student")
             options = (str(found), *(word for other in others for word in ("--teacher", str(other))))
-            found = self.trained(self.cell, out, "distill", options, STUDENT)
+            found = self.trained(self.cell, out, "distill", options, (*STUDENT, *self.longer("student")))
         self.model = SemanticGAN.load(found)
 
     def image_gan(self, kind: str = "") -> Path:
@@ -102,7 +103,14 @@ class Ours:
         start = ("--preset", self.preset, "--from", str(self.without_labels(self.image_gan(projected))))
         teacher = ("--teacher", str(self.plain())) if kind == "taught" else ()
         run = self.run.with_name(f"{self.run.name}{kind and f'-{kind}'}")
-        return self.trained(self.cell, run, "train", (*start, *teacher), (*(PROJECTED if projected else ()), *RUN))
+        settings = (*(PROJECTED if projected else ()), *RUN, *self.longer("encoder"))
+        return self.trained(self.cell, run, "train", (*start, *teacher), settings)
+
+    def longer(self, stage: Literal["encoder", "student"]) -> tuple[str, ...]:
+        """With more labels than the fewest a stage is longer in the same proportion as a baseline's training."""
+        kimg, usual = self.task.kimg, getattr(build_config(self.preset), stage).kimg
+        ratio = kimg[self.cell.labels] / kimg[self.task.labels[0]]
+        return () if ratio == 1 else (f"{stage}.kimg={usual * ratio:g}",)
 
     def trained(self, cell: Cell, out: Path, verb: str, options: tuple[str, ...], settings: tuple[str, ...]) -> Path:
         """A finished run folder: found, gone on with, or new, with the labels and the seed of `cell`.

@@ -138,9 +138,12 @@ def test_a_run_of_other_settings_is_refused(given, tmp_path):
 def test_schedules_are_fixed(given, tmp_path):
     for labels in ("40", "all"):
         Ours(Cell("skin", "student", labels, 0), tmp_path / "data", tmp_path, "cpu64").train()
-    _, few, student, many, _ = given
+    _, few, student, many, longer = given
     assert all({"run.keep=last", "predict.steps=0"} <= set(words) for words in (few, many)) and "run.keep=last" in student
     assert all("encoder.lr_end=1" in words for words in (few, many))
+    # the baselines are shown 16 and 40 kimg: 2.5 times the 24 of E and the 30 of the student
+    assert "encoder.kimg=60" in many and "student.kimg=75" in longer
+    assert not any("kimg=" in word and not word.startswith("gan.") for word in (*few, *student))
 
 
 def test_a_command_that_fails_is_said(given, tmp_path, monkeypatch):
