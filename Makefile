@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two test processes, one thread each: the libraries' own threads would only get in each other's way.
 WORKERS ?= 2
 
-.PHONY: setup demo test fast chromium browser lint bench accuracy pictures clean
+.PHONY: setup demo test fast chromium browser lint types bench accuracy pictures clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,10 @@ pictures: chromium
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Needs torch's annotations as they are in the version that setup asks for, so it is no part of the tests.
+types: setup
+	$(BIN)/mypy
 
 # Every stage's speed, against the plain design and the machine's limit; leave the machine alone meanwhile.
 bench: setup

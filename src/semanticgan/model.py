@@ -28,6 +28,7 @@ from semanticgan.inversion import Whitening, whitening
 from semanticgan.labels import LabelSpec
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
+from semanticgan.nn.layers import placed
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.nn.unet import PretrainedUNet, UNet, build_unet
 from semanticgan.predict import Found, GeneratorPredictor, NetworkPredictor, Predictor, predict
@@ -88,7 +89,7 @@ class SemanticGAN:
         self.config, self.device, self.card = config, torch.device(device), card
         self._G, self.E, self.S = G, E, S
         for net in self.networks.values():
-            net.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+            placed(net, self.device).eval().requires_grad_(False)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -111,7 +112,7 @@ class SemanticGAN:
 
     @cached_property
     def lpips(self) -> LPIPS:
-        return LPIPS().to(self.device, memory_format=torch.channels_last)
+        return placed(LPIPS(), self.device)
 
     @cached_property
     def prior(self) -> Whitening | None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -45,7 +46,8 @@ class Predictor(Protocol):
     views) the quickest answer will do. `refines`: whether refined answers are better ones, not the quick ones again.
     """
 
-    refines: bool
+    @property
+    def refines(self) -> bool: ...
 
     def __call__(self, img: Float[Tensor, "n c r r"], refine: bool = True) -> Prediction: ...
 
@@ -198,13 +200,13 @@ def predict(
             fitted = [fit_image(piece, resolution, fit) for piece in pieces]
             crops = iter(logs(_look(fitted, predictor, symmetry, contrast, device, refine=predictor.refines).probs))
         for n, (size, box) in enumerate(zip(sizes, boxes, strict=True)):
-            crop = next(crops) if box else None
+            crop = (box, next(crops)) if box else None
             yield Found(
                 size=size,
                 fit=fit,
                 temperature=temperature,
                 log_probs=log_probs[n],
-                crop=(box, crop) if box and _sureness(crop) >= _sureness(log_probs[n]) else None,
+                crop=crop if crop and _sureness(crop[1]) >= _sureness(log_probs[n]) else None,
                 reconstruction=None if first.reconstruction is None else to_u8(first.reconstruction[n : n + 1])[0].numpy(),
                 distance=None if first.distance is None else float(first.distance[n]),
             )
@@ -240,14 +242,15 @@ def _look(
             return plain.probs
         return unview(predictor(view(seen, k), refine=False).probs, k)
 
-    mean = sum(map(probs, views)) / len(views)
+    mean = reduce(torch.add, map(probs, views)) / len(views)
     if plain is None:
         return _on_cpu(Prediction(mean))
     return _on_cpu(replace(plain, probs=(plain.probs + mean) / 2 if predictor.refines else mean))
 
 
 def _on_cpu(said: Prediction) -> Prediction:
-    return Prediction(*(None if x is None else x.cpu() for x in (said.probs, said.reconstruction, said.distance)))
+    reconstruction, distance = (None if x is None else x.cpu() for x in (said.reconstruction, said.distance))
+    return Prediction(said.probs.cpu(), reconstruction, distance)
 
 
 def _sureness(log_probs: Float[Tensor, "2 r r"]) -> float:

@@ -92,7 +92,8 @@ def propose(looks: dict[str, Look], num: int, labeled: Sequence[Look] = ()) -> l
     nearest = np.full(len(names), np.inf)
     for other in labeled:
         nearest = np.minimum(nearest, np.linalg.norm(ws - other.ws, axis=1))
-    out, left = [], np.ones(len(names), bool)
+    out: list[Proposal] = []
+    left = np.ones(len(names), bool)
     while len(out) < min(num, len(names)):
         novelty = np.minimum(1, nearest / spread)
         best = int(np.argmax(np.where(left, value * novelty, -1)))

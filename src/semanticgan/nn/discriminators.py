@@ -1,6 +1,8 @@
 """The two discriminators of SemanticGAN (arXiv 2104.05833, section 3.1): of images, and of images with label maps."""
 
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -74,9 +76,10 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> list[Float[Tensor, "n _ _ _"]]:
         features = [ops.leaky_relu_(self.first(x))]
-        for conv in self.middle:
+        for conv in cast(Iterable[SpectralConv2d], self.middle):
             features.append(ops.leaky_relu(ops.instance_norm(conv.undivided(features[-1]), conv.sigma())))
-        return [*features, ops.conv2d_to_one(features[-1], self.last.weight, self.last.bias, padding=2)]
+        weight, bias = self.last.parameters()
+        return [*features, ops.conv2d_to_one(features[-1], weight, bias, padding=2)]
 
 
 class MultiScaleDiscriminator(nn.Module):

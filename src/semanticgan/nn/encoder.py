@@ -1,5 +1,6 @@
 """The encoder E: image -> W+, one row for each layer of G, and an offset to G's feature maps."""
 
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -78,11 +79,11 @@ class FeatureHead(nn.Module):
         self.norm = nn.GroupNorm(8, hidden)
         self.conv1 = nn.Conv2d(hidden, width, 3, 1, 1)
         _start(self.lateral, self.conv0)
-        nn.init.zeros_(self.conv1.weight)
-        nn.init.zeros_(self.conv1.bias)
+        for parameter in self.conv1.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, maps: list[Float[Tensor, "n _ _ _"]]) -> Float[Tensor, "n width side side"]:
-        x = sum(self.resized(lateral(m)) for lateral, m in zip(self.lateral, maps[self.first :], strict=True))
+        x = reduce(torch.add, (self.resized(lateral(m)) for lateral, m in zip(self.lateral, maps[self.first :], strict=True)))
         return self.conv1(F.relu(self.norm(self.conv0(F.relu(x)))))
 
     def resized(self, x: Tensor) -> Tensor:

@@ -116,6 +116,7 @@ class SynthesisNetwork(nn.Module):
             x, out = self.blocks[k](x, out, ws[:, first : 2 * k + 2], maps[first : 2 * k + 1])
             if features is not None and features.shape[-1] == x.shape[-1]:
                 x = x + features.to(x.dtype)
+        assert out is not None  # there is a block
         return x, out
 
 

@@ -1,6 +1,7 @@
 """Layers with equalised learning rate (arXiv 1710.10196, section 4.1): the weight used is the stored one / sqrt(fan in)."""
 
 import math
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -8,6 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from semanticgan.nn import ops
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def placed(net: Net, device: torch.device | str) -> Net:
+    """The network itself, now on the device and in the layout that convolutions are fastest in."""
+    return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class EqualLinear(nn.Module):

@@ -23,6 +23,7 @@ from semanticgan.model import SemanticGAN, build_encoder
 from semanticgan.nn.backbone import EfficientNetLite0
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
+from semanticgan.nn.layers import placed
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.precision import autocast
 from semanticgan.training.checkpoint import State, save_checkpoint, to_keep
@@ -84,10 +85,10 @@ def new_encoder_state(config: Config, G: Generator, channels: int, device: str) 
     E.w_avg.copy_(G.mapping.w_avg)
     if isinstance(E.trunk, EfficientNetLite0):
         E.trunk.load_imagenet()
-    E.to(device, memory_format=torch.channels_last)
+    placed(E, device)
     for net in averages:
         net.load_state_dict(E.state_dict())
-        net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        placed(net, device).eval().requires_grad_(False)
     pretrained = E.trunk if isinstance(E.trunk, EfficientNetLite0) else None
     groups = parameter_groups(E, pretrained, config.encoder.trunk_lr)
     opt = torch.optim.AdamW(

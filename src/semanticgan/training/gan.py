@@ -17,6 +17,7 @@ from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.memory import keep_freed_memory
 from semanticgan.model import build_generator
 from semanticgan.nn.discriminators import ImageDiscriminator, MultiScaleDiscriminator, verdict
+from semanticgan.nn.layers import placed
 from semanticgan.nn.projected import ProjectedDiscriminator
 from semanticgan.precision import autocast
 from semanticgan.training.checkpoint import State
@@ -64,7 +65,7 @@ def new_gan_state(config: Config, num_classes: int, channels: int, device: str) 
     G_ema = build_generator(nets, resolution, num_classes, channels)
     G_ema.load_state_dict(G.state_dict())
     for net in (G, D_img, D_seg, G_ema):
-        net.to(device, memory_format=torch.channels_last)
+        placed(net, device)
     G_ema.eval().requires_grad_(False)
 
     def adam(net: torch.nn.Module, lr: float, every: int) -> torch.optim.Adam:

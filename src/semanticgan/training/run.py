@@ -54,13 +54,13 @@ def held(out: Path, new: bool) -> Iterator[None]:
             yield
         except (UserError, OSError) as error:
             begun = not new or (out / "stats.jsonl").exists() or any((out / "checkpoints").glob("*"))
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = error.strerror if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) else None
             if not begun and (full or isinstance(error, UserError)):
                 _clear(out)
             if not full:
                 raise
             again = "go on with --resume" if begun else "say the command again"
-            raise UserError(f"--out {out}: cannot be written ({error.strerror}); make room, then {again}") from error
+            raise UserError(f"--out {out}: cannot be written ({full}); make room, then {again}") from error
 
 
 @contextmanager

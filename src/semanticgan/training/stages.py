@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from semanticgan.config import STUDENT, Config, build_config, choose_preset
 from semanticgan.data.dataset import decide_labels, load_picture
@@ -18,6 +17,7 @@ from semanticgan.data.pack import Packed, detect_channels, pack
 from semanticgan.data.sources import Sources, find_sources, mask_path
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
+from semanticgan.nn.layers import placed
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.precision import resolved
 from semanticgan.report import write_report
@@ -237,7 +237,7 @@ def run_stages(plan: Plan, run: Run) -> None:
     encoder.E_ema.w_avg.copy_(G.mapping.w_avg)
     world.first(lambda: restore(run, "encoder", encoder))
     world.same(encoder)
-    lpips = LPIPS().to(device, memory_format=torch.channels_last)
+    lpips = placed(LPIPS(), device)
     teachers = world.in_turn(lambda: load_teachers(plan.teachers, plan.labels, config, "encoder", device))
     train_encoder(config, plan.labels, data, val, G, lpips, encoder, run, budgets[1], device, teachers)
 

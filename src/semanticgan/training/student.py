@@ -19,6 +19,7 @@ from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN
 from semanticgan.nn.discriminators import verdict
 from semanticgan.nn.generator import Generator
+from semanticgan.nn.layers import placed
 from semanticgan.nn.unet import PretrainedUNet, UNet
 from semanticgan.precision import autocast
 from semanticgan.training.checkpoint import State, load_checkpoint, load_kept, save_checkpoint, stage_checkpoints, to_keep
@@ -60,7 +61,7 @@ def load_critics(source: str, teacher: SemanticGAN) -> tuple[Critics | None, str
         saved = load_checkpoint(checkpoints[-1])["members"]
         for name, net in (("D_img", D_img), ("D_seg", D_seg)):
             net.load_state_dict(saved[name])
-            net.to(teacher.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+            placed(net, teacher.device).eval().requires_grad_(False)
     except (UserError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return None, f"{checkpoints[-1]} has no discriminators of this version ({reason})"
@@ -112,7 +113,7 @@ def new_student_state(config: Config, num_classes: int, channels: int, device: s
     """S with fresh weights from the seed, its average and its optimiser."""
     student, resolution = config.student, config.data.resolution
     S = new_unet(channels, num_classes, student.widths, config.run.seed, student.trunk, resolution)
-    S.to(device, memory_format=torch.channels_last)
+    placed(S, device)
     S_ema = copy.deepcopy(S).eval().requires_grad_(False)
     groups = parameter_groups(S, S.trunk if isinstance(S, PretrainedUNet) else None, student.trunk_lr)
     opt = torch.optim.AdamW(groups, student.lr, weight_decay=student.weight_decay, foreach=True)

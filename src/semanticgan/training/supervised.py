@@ -21,6 +21,7 @@ from semanticgan.ema import ema_decay, update_ema
 from semanticgan.labels import IGNORE_INDEX
 from semanticgan.losses import cross_entropy, dice_loss
 from semanticgan.metrics.segmentation import confusion, iou
+from semanticgan.nn.layers import placed
 from semanticgan.nn.unet import PretrainedUNet, UNet, build_unet
 from semanticgan.precision import autocast
 
@@ -45,13 +46,13 @@ def train_unet(
     precision: Precision = "auto",
     device: str = "cpu",
     say: Callable[[str], None] | None = None,  # hears of progress, twenty times
-) -> UNet:
+) -> UNet | PretrainedUNet:
     """The U-Net whose averaged weights scored best on the validation images, in evaluation mode.
 
     Cross-entropy + Dice on flipped, turned, warped and recoloured images. A function of the arguments and the seed;
     leaves the global random state alone.
     """
-    net = new_unet(images_u8.shape[3], num_classes, widths, seed).to(device, memory_format=torch.channels_last)
+    net = placed(new_unet(images_u8.shape[3], num_classes, widths, seed), device)
     net_ema = copy.deepcopy(net).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)
     stream = Stream(len(images_u8), seed, "unet")

@@ -52,7 +52,8 @@ def warm_start(source: str, gan: State, encoder: State) -> list[str]:
 def images_seen(numbers: object) -> int:
     """What a checkpoint says of it, runs before its own included; EXPORTED where it says nothing of sense."""
     found = [numbers.get("nimg"), numbers.get("seen_before", 0)] if isinstance(numbers, dict) else [None]
-    return sum(found) if all(isinstance(n, int) and n >= 0 for n in found) else EXPORTED
+    counts = [n for n in found if isinstance(n, int) and n >= 0]
+    return sum(counts) if len(counts) == len(found) else EXPORTED
 
 
 def entry(content: object, name: str, path: Path) -> dict[str, Any]:

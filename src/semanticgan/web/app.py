@@ -54,7 +54,7 @@ def build_app(model: SemanticGAN, name: str, data: DataFolder | None = None) -> 
         session.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard)  # type: ignore[arg-type]
+    app.add_middleware(Guard)
     _add_errors(app)
     _add_page(app)
     _add_pictures(app)
