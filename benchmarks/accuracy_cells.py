@@ -102,7 +102,10 @@ METHODS = {
 OURS = tuple(name for name, entry in METHODS.items() if entry.network is None)  # by the package's commands
 STUDENTS = ("student", "student-of-two", "student-of-three", "student-taught", "self-taught")
 BASELINES = tuple(name for name in METHODS if name not in OURS)
-SMALLEST = ("unimatch-imagenet", "encoder-projected", "student-of-three")  # worth their time where labels are fewest, no more
+SMALLEST = (  # worth their time where labels are fewest, no more
+    "unimatch-imagenet", "encoder-projected", "student-of-two", "student-of-three", "encoder-taught", "student-taught",
+    "self-taught",
+)  # fmt: skip
 UNLABELED = ("1000", "3000")  # the second table, beside all
 
 
