@@ -63,13 +63,16 @@ class NetworkConfig(Section):
         "efficientnet-lite0", description="E's first layers: pretrained on ImageNet, or its own (then encoder.kimg=150 is better)"
     )
     encoder_features: bool = Field(True, description="E also gives an offset to G's feature maps")
+    encoder_features_stride: Literal[2, 4] = Field(
+        4, description="side of the images over that of these maps: less where outlines are fine and alike, as of lungs"
+    )
     encoder_widths: tuple[EncoderWidth, ...] = Field(
         (64, 128, 192, 256), min_length=1, description="channels of the residual trunk by stage; every stage halves the side"
     )
 
     def feature_width(self, resolution: int) -> int:
-        """Channels of the feature maps that E adds to, of a quarter of the side; 0 if it adds to none."""
-        return self.widths[resolution // 4] if self.encoder_features else 0
+        """Channels of the feature maps that E adds to; 0 if it adds to none."""
+        return self.widths[resolution // self.encoder_features_stride] if self.encoder_features else 0
 
 
 class GanConfig(Section):

@@ -52,8 +52,8 @@ def build_generator(nets: NetworkConfig, resolution: int, num_classes: int, chan
 
 def build_encoder(nets: NetworkConfig, resolution: int, channels: int) -> Encoder:
     """E with fresh weights, for the G of the same settings."""
-    num_ws, offset = 2 * int(math.log2(resolution)) - 2, nets.feature_width(resolution)
-    return Encoder(resolution, channels, num_ws, nets.w_dim, nets.encoder_widths, nets.encoder_trunk, offset)
+    num_ws, offset = 2 * int(math.log2(resolution)) - 2, (nets.feature_width(resolution), nets.encoder_features_stride)
+    return Encoder(resolution, channels, num_ws, nets.w_dim, nets.encoder_widths, nets.encoder_trunk, *offset)
 
 
 def build_networks(config: ModelConfig) -> tuple[Generator, Encoder | None]:

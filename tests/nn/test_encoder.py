@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from semanticgan.config import build_config
-from semanticgan.model import build_encoder
+from semanticgan.model import build_encoder, build_generator
 from semanticgan.nn.encoder import Encoder
 
 
@@ -79,6 +79,21 @@ def test_images_do_not_influence_each_other():
     img = torch.randn(5, 3, 16, 16, dtype=torch.float64)
     for latent, alone in zip(E(img), E(img[2:3]), strict=True):
         assert torch.allclose(latent[2:3], alone, atol=1e-6)  # the output passes through float32
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_the_offset_fits_maps_of_g(stride):
+    """E's offset of half or a quarter of the side changes what G draws."""
+    config = build_config("cpu64", [f"networks.encoder_features_stride={stride}"])
+    torch.manual_seed(0)
+    E, G = build_encoder(config.networks, 64, 1), build_generator(config.networks, 64, 2, 1)
+    E.trunk.load_imagenet()
+    torch.nn.init.normal_(E.features.conv1.weight)
+    with torch.no_grad():
+        ws, features = E(torch.randn(1, 1, 64, 64))
+        with_offset, without = (G.synthesis(ws, "none", *offset) for offset in ((features,), ()))
+    assert features.shape == (1, config.networks.widths[64 // stride], 64 // stride, 64 // stride)
+    assert not any(torch.equal(a, b) for a, b in zip(with_offset, without, strict=True))
 
 
 def test_size_at_64_px():

@@ -97,7 +97,7 @@ class Encoder(nn.Module):
 
     Where the paper's E has a feature pyramid with a head of its own for each row (211 M parameters), this one has about
     6 M at 64 px: place comes from the last maps, colour and texture from the stages' means. With `feature_width` all the
-    maps also give an offset to G's feature maps of a quarter of the side, for what W+ cannot express.
+    maps also give an offset to G's feature maps of side resolution / `feature_stride`, for what W+ cannot express.
     """
 
     def __init__(
@@ -108,7 +108,8 @@ class Encoder(nn.Module):
         w_dim: int,
         widths: tuple[int, ...],  # channels of each stage of the residual trunk, multiples of 8
         trunk: Literal["residual", "efficientnet-lite0"] = "residual",
-        feature_width: int = 0,  # channels of G's feature maps of side resolution / 4; 0: W+ alone
+        feature_width: int = 0,  # channels of the feature maps of G that E adds to; 0: W+ alone
+        feature_stride: int = 4,  # side of the images over that of these maps
     ) -> None:
         super().__init__()
         self.resolution = resolution
@@ -129,8 +130,8 @@ class Encoder(nn.Module):
         self.rows = nn.Linear(hidden, num_ws * w_dim)
         _start(self.narrow, self.mix, self.mix2, self.rows)
         nn.init.normal_(self.rows.weight, std=0.3 / hidden**0.5)
-        maps = [self.side >> (k + 1) for k in range(len(self.trunk.channels))]
-        self.features = FeatureHead(maps, list(self.trunk.channels), resolution // 4, feature_width) if feature_width else None
+        sides, side = [self.side >> (k + 1) for k in range(len(self.trunk.channels))], resolution // feature_stride
+        self.features = FeatureHead(sides, list(self.trunk.channels), side, feature_width) if feature_width else None
         self.w_avg: Tensor
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
