@@ -255,6 +255,9 @@ const list = tried(async (reload = false) => {
   $('count').textContent = `${found.found ? start + 1 : 0} to ${last} of ${found.found}; ${found.labeled} of ${found.total} images have a mask.`
   $('before').disabled = start === 0
   $('after').disabled = last >= found.found
+  const shown = JSON.stringify(found.images)
+  if ($('images').dataset.shown === shown) return  // a button that is replaced while it is pressed loses the click
+  $('images').dataset.shown = shown
   $('images').replaceChildren(...found.images.map(({ name, labeled }) => thumbnail(name, labeled ? ' (has a mask)' : '')))
 })
 
