@@ -40,6 +40,7 @@ STUDENT = ("run.keep=last",)
 ENCODERS = {"encoder-projected": "projected", "encoder-taught": "taught", "student-taught": "taught"}  # what a row's run is
 COMMITTEES = {"student-of-two": "two", "student-of-three": "three"}  # E, a plain student, and E on a projected D_img's G
 TASK_SETTINGS = {"skin": (), "cxr": ("data.symmetry=flip",)}
+TASK_ENCODER = {"skin": (), "cxr": ("networks.encoder_features_stride=2",)}  # finer outlines, on draw 0 of 9 labels
 
 
 def seconds_file(run: Path) -> Path:
@@ -103,7 +104,7 @@ class Ours:
         start = ("--preset", self.preset, "--from", str(self.without_labels(self.image_gan(projected))))
         teacher = ("--teacher", str(self.plain())) if kind == "taught" else ()
         run = self.run.with_name(f"{self.run.name}{kind and f'-{kind}'}")
-        settings = (*(PROJECTED if projected else ()), *RUN, *self.longer("encoder"))
+        settings = (*(PROJECTED if projected else ()), *RUN, *TASK_ENCODER[self.task.name], *self.longer("encoder"))
         return self.trained(self.cell, run, "train", (*start, *teacher), settings)
 
     def longer(self, stage: Literal["encoder", "student"]) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ def test_commands_in_their_order_and_once(given, tmp_path):
     assert not any(str(tmp_path) in line or str(accuracy_ours.ROOT) in line for line in ours.commands)
     assert value(said[1], "--data") == "data/cxr" and value(said[1], "--out") == "runs/accuracy/cxr/35-seed2"
     assert value(said[1], "--labeled") == "benchmarks/splits/cxr/train_35_seed2.txt"
+    assert ["networks.encoder_features_stride=2" in words for words in said] == [False, True, False]
     assert ours.model == tmp_path / "cxr" / "35-seed2-student"
 
     again = Ours(replace(cell, method="semanticgan"), tmp_path / "data", tmp_path, "cpu64")
