@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -124,12 +125,14 @@ def paper_cell(figures: dict[tuple[str, str, str, str], float], task: Task, meth
 
 
 def task_table(results: Results, task: Task, labels: str, reading: str) -> str:
-    """A row a method, a column a set; in brackets the paper's figure."""
+    """A row a method, a column a set; in brackets the paper's figure. What is not run stands in the table of zoom alone."""
     figures, rows = paper_figures(), []
     for method, entry in METHODS.items():
         if method in SMALLEST and labels != task.labels[0]:
             continue
         cells = [Cell(task.name, method, labels, seed) for seed in SEEDS]
+        if reading != "zoom" and not any(c.name in results for c in cells):
+            continue
         columns = [
             spread(scores_of(results, cells, reading, name)) + paper_cell(figures, task, method, labels, name)
             for name in task.sets
@@ -169,8 +172,10 @@ def provenance(results: Results) -> str:
     """Which revisions and machines the cells come from."""
     if not results:
         return "No cell has been run.\n"
-    about = "{machine}, {precision}, torch {torch}, scored at revision {git}"
-    kinds = sorted({about.format(**r, torch=r["versions"]["torch"]) for r in results.values()})
+    revisions: defaultdict[str, set[str]] = defaultdict(set)
+    for r in results.values():
+        revisions[f"{r['machine']} ({r['precision']}, torch {r['versions']['torch']})"].add(r["git"])
+    kinds = [f"{machine}, scored at {', '.join(sorted(found))}" for machine, found in sorted(revisions.items())]
     runs = {  # a run of ours that several cells share counts once
         (name if part in ("training", "scoring") else r["task"], part): seconds
         for name, r in results.items() for part, seconds in r["seconds"].items()
