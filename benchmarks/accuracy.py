@@ -211,7 +211,8 @@ def run_trial(cell: Cell, args: argparse.Namespace) -> None:
     readings = score(find, task, root, LabelSpec.from_file(root / "classes.json"), ["val"])
     known = [(reading, [v for v in sets["val"]["iou"] if v is not None]) for reading, sets in readings.items()]
     means = {reading: round(sum(v) / len(v), 4) for reading, v in known}
-    tried = {"cell": cell.name, "tried": args.trial, "val_iou": means, "seconds": said["seconds"]["training"], **circumstances()}
+    about = {"tried": args.trial, "settings": said["settings"], "val_iou": means, "seconds": said["seconds"]["training"]}
+    tried = {"cell": cell.name, **about, **circumstances()}
     print(json.dumps(tried))
     args.results.mkdir(parents=True, exist_ok=True)
     with (args.results / TRIALS.name).open("a", encoding="utf-8") as file:

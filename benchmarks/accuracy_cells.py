@@ -88,6 +88,9 @@ METHODS = {
     "advssl": Entry("AdvSSL, small U-Net", SEMI, "advssl", paper="AdvSSL"),
     "gct": Entry("GCT, two small U-Nets", SEMI, "gct", paper="GCT"),
     "unimatch": Entry("UniMatch, small U-Net", SEMI, "unimatch"),
+    "mean-teacher-imagenet": Entry(
+        "Mean Teacher, the student's U-Net", "unet-student", "mean_teacher", True, {"far": 0.3, "texture": 0.5}
+    ),
     "unimatch-imagenet": Entry("UniMatch, U-Net, EfficientNet-lite0", "unet-imagenet", "unimatch", imagenet=True),
     "semanticgan-encoder": Entry("SemanticGAN, encoder only", imagenet=True, paper="Ours-NO"),
     "semanticgan": Entry("SemanticGAN", imagenet=True, paper="Ours"),
@@ -103,8 +106,8 @@ OURS = tuple(name for name, entry in METHODS.items() if entry.network is None)  
 STUDENTS = ("student", "student-of-two", "student-of-three", "student-taught", "self-taught")
 BASELINES = tuple(name for name in METHODS if name not in OURS)
 SMALLEST = (  # worth their time where labels are fewest, no more
-    "unimatch-imagenet", "encoder-projected", "student-of-two", "student-of-three", "encoder-taught", "student-taught",
-    "self-taught",
+    "mean-teacher-imagenet", "unimatch-imagenet", "encoder-projected", "student-of-two", "student-of-three", "encoder-taught",
+    "student-taught", "self-taught",
 )  # fmt: skip
 UNLABELED = ("1000", "3000")  # the second table, beside all
 

@@ -1,11 +1,11 @@
 """AdvSSL (Hung et al., arXiv 1802.07934): a discriminator of label maps judges predictions, and says where to trust them.
 
-From the paper: the fully convolutional discriminator of kernels 4 and leaky ReLU .2, its map enlarged to the image's size;
-its cross-entropy on label maps and predictions of labelled images (eq. 1); the segmentation loss with adversarial terms
-weighted .01 for labelled and .001 for unlabelled images (eq. 2 and 4) and, after a quarter of the training, self-taught
-cross-entropy where the discriminator is above .2, weighted .1 (eq. 5); Adam 1e-4 for the discriminator. Ours: three strides
-instead of five, as 64 px would end in 2 x 2; the segmentation network and its rate are those of the other methods. To be tuned
-on draw 0 by validation: `semi`, `d_lr`.
+From the paper: the fully convolutional discriminator of kernels 4 and leaky ReLU .2, its map enlarged to the image's size; its
+cross-entropy on label maps and predictions of labelled images (eq. 1); the segmentation loss with adversarial terms weighted
+.01 for labelled and .001 for unlabelled images (eq. 2 and 4) and self-taught cross-entropy where the discriminator is above .2,
+weighted .1 (eq. 5; the mean over these pixels, as the authors' code has it); Adam 1e-4 for the discriminator. Ours: three
+strides instead of five, as 64 px would end in 2 x 2; unlabelled images come in after a quarter of the training for both of
+their terms; the segmentation network and its rate are those of the other methods. To be tuned on draw 0 by validation: `d_lr`.
 """
 
 from dataclasses import dataclass
@@ -57,10 +57,10 @@ def judged(logits: Float[Tensor, "n r r"], real: bool, valid: Bool[Tensor, "n r 
 def self_taught(
     seg_logits: Float[Tensor, "n k r r"], d_logits: Float[Tensor, "n r r"], threshold: float
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Cross-entropy with one's own classes where the discriminator's probability is above `threshold` (eq. 5), and that share."""
+    """Mean cross-entropy with one's own classes where the discriminator is above `threshold` (eq. 5); that share of pixels."""
     trusted = (d_logits.detach().sigmoid() > threshold).float()
     loss = F.cross_entropy(seg_logits, seg_logits.detach().argmax(1), reduction="none")
-    return (loss * trusted).mean(), trusted.mean()
+    return (loss * trusted).sum() / trusted.sum().clamp(min=1), trusted.mean()
 
 
 class AdvSSL(Supervised):

@@ -79,6 +79,6 @@ class Batch:
         img, _ = zoom_in(img, unknown, random, changes.near)
         return move(img, random, images.symmetry, changes.strength)
 
-    def recoloured(self, name: str) -> Float[Tensor, "n c r r"]:
-        """The unlabelled images in other colours; each name has its own draw."""
-        return recolour(self.unlabeled, self.random(name), self.batches.changes.strength)
+    def recoloured(self, name: str, times: float = 1.0) -> Float[Tensor, "n c r r"]:
+        """The unlabelled images in other colours, `times` as strongly as the labelled ones; each name has its own draw."""
+        return recolour(self.unlabeled, self.random(name), times * self.batches.changes.strength)

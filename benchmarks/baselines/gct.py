@@ -4,10 +4,11 @@ From the paper and the authors' code: the flaw detector takes image and predicti
 prediction's error after blur, dilation, blur and normalisation, by squared distance. On all images each network follows the
 other where that is the more reliable one (dynamic consistency constraint), and has no flaws where both are bad (flaw correction
 constraint); what is bad is read off the detector's map after blur and normalisation. The authors' settings for segmentation:
-weights 1, 100 and 10, threshold .6, the consistency's weight rising over 3 of 20 epochs, Adam 1e-4 for the detector. Ours, for
-64 px: three layers of stride 2 instead of five with layers of stride 1 between them, instance norm throughout instead of on half
-of the channels, and square blurs instead of Gaussian ones; the two networks differ by their first weights. The first one answers,
-fixed beforehand. To be tuned on draw 0 by validation: `correction`, `consistency`.
+weights 1, 100 and 10, threshold .6, the consistency's weight rising over 3 of 20 epochs, Adam 1e-4 for the detector. Their
+consistency is a mean over 21 classes, nearly all of them 0 in a pixel, ours over a few: so 10 weighs here what 100 does there.
+Ours, for 64 px: three layers of stride 2 instead of five with layers of stride 1 between them, instance norm throughout instead
+of on half of the channels, and square blurs as wide as their Gaussian ones; the two networks differ by their first weights. The
+first one answers, fixed beforehand. To be tuned on draw 0 by validation: `consistency`, `d_lr`.
 """
 
 from dataclasses import dataclass
@@ -26,14 +27,15 @@ from semanticgan.labels import IGNORE_INDEX
 from semanticgan.training.supervised import mask_loss
 
 WIDEN = 3  # pixels: dilation of the error
-BLUR = 5  # pixels: side of the averaging window
+BLURS = (7, 11)  # pixels: sides of the averaging windows before and after it
+SEEN_BLUR = 5  # of that over what the detector says
 FAINT = 0.1  # a map of the detector whose peak is not above it has no flaws
 
 
 @dataclass(frozen=True)
 class GCTSettings(Settings):
     correction: float = 1.0
-    consistency: float = 100.0
+    consistency: float = 10.0
     threshold: float = 0.6
     ramp: float = 0.15  # share of the training in which the consistency's weight rises
     detector: float = 10.0  # weight of the detector's own loss
@@ -57,8 +59,8 @@ class FlawDetector(nn.Module):
         return F.interpolate(flaw, size=img.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
 
-def blurred(maps: Float[Tensor, "n r r"]) -> Float[Tensor, "n r r"]:
-    return F.avg_pool2d(maps[:, None], BLUR, 1, BLUR // 2, count_include_pad=False)[:, 0]
+def blurred(maps: Float[Tensor, "n r r"], side: int) -> Float[Tensor, "n r r"]:
+    return F.avg_pool2d(maps[:, None], side, 1, side // 2, count_include_pad=False)[:, 0]
 
 
 def stretched(maps: Float[Tensor, "n r r"]) -> Float[Tensor, "n r r"]:
@@ -74,13 +76,13 @@ def flaws(probs: Float[Tensor, "n k r r"], label: Int[Tensor, "n r r"]) -> Float
     """
     truth = (onehot_from_label(label, probs.shape[1]) + 1) / 2
     error = (probs - truth).abs().sum(1) / 2 * (label != IGNORE_INDEX)
-    widened = F.max_pool2d(blurred(error)[:, None], WIDEN, 1, WIDEN // 2)[:, 0]
-    return stretched(blurred(widened))
+    widened = F.max_pool2d(blurred(error, BLURS[0])[:, None], WIDEN, 1, WIDEN // 2)[:, 0]
+    return stretched(blurred(widened, BLURS[1]))
 
 
 def seen_flaws(flaw: Float[Tensor, "n r r"]) -> Float[Tensor, "n r r"]:
     """What the detector said, made ready to be compared with a threshold: 0..1."""
-    flaw = blurred(flaw.clamp(min=0))
+    flaw = blurred(flaw.clamp(min=0), SEEN_BLUR)
     return stretched(flaw) * (flaw.amax((1, 2), keepdim=True) > FAINT)
 
 

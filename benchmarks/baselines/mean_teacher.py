@@ -2,12 +2,12 @@
 
 From the paper: the consistency is the squared distance of the two softmax outputs (eq. 1), the teacher's weights are a moving
 average of the student's (eq. 2), and the teacher answers; the consistency's weight rises as exp(-5 (1 - x)^2) (appendix B).
-Ours: that average is the one of all methods here, whose decay grows with the images seen (.986 after 1,000 steps; the paper
-has .99 for the beginning, and .999 for trainings many times longer); the two see the same images, moved alike, in colours of
-two draws, since what noise is for an image is the shared budget of changes.
+Ours: that average is the one of all methods here, whose decay grows with the images seen (.986 after 1,000 steps; the paper has
+.99 for the beginning, and .999 for trainings many times longer); the two see the same images, moved alike, in colours of two
+draws, since what noise is for an image is the shared budget of changes.
 
-Tuned on skin, 40 labels, draw 0, by validation IoU after 1.6 kimg: `consistency` 1 gives .691 (one view), 10 gives .671, none of
-it (Supervised) .683.
+Tuned on skin, 40 labels, draw 0, by validation IoU after 1.6 kimg and without `far`: `consistency` 1 gives .691 (one view), 10
+gives .671, none of it (Supervised) .683. Consistency on labelled images too, as in eq. 1, has not been tried.
 """
 
 import math

@@ -22,18 +22,18 @@ _MEMBER, _SHA256 = "models/efficientnet-lite0-57934424.pth", "579344248a93e23026
 class SmpNetwork(nn.Module):
     """A network of segmentation-models-pytorch: img [N, C, R, R] in -1..1 -> seg_logits [N, K, R, R], float32.
 
-    Their encoders halve the side five times, for photographs of 224 px and more. Small images are therefore enlarged before
-    and the logits averaged after, as our own pretrained trunk does; the image still has no more than R x R pixels.
+    Their encoders halve the side five times, for photographs of 224 px and more. Images below 128 px are therefore enlarged to it
+    before and the logits averaged after, as our own pretrained trunk does; the image still has no more than R x R pixels.
     """
 
     def __init__(
         self,
         model: nn.Module,  # with encoder, decoder and segmentation_head
-        enlarge: int,  # how many times the side
+        resolution: int,
         pretrained: bool = False,  # the encoder; it then learns more slowly
     ) -> None:
         super().__init__()
-        self.model, self.enlarge = model, enlarge
+        self.model, self.enlarge = model, max(1, 128 // resolution)
         self.trunk = model.encoder if pretrained else None
 
     def features(self, img: Float[Tensor, "n c r r"]) -> list[Float[Tensor, "n _ _ _"]]:
@@ -96,10 +96,16 @@ def _smp(architecture: str, encoder: str, num_classes: int, **settings: Any) -> 
     return getattr(smp, architecture)(encoder, encoder_weights=None, in_channels=3, classes=num_classes, **settings)
 
 
+def _deeplab(num_classes: int) -> nn.Module:
+    """Atrous rates in proportion to its map of 8 px, where the paper's 6, 12 and 18 are for 33 px and more: at those nearly every
+    tap would lie outside the map."""
+    return _smp("DeepLabV3Plus", "resnet34", num_classes, decoder_atrous_rates=(2, 3, 4))
+
+
 def _unet_imagenet(num_classes: int) -> nn.Module:
     model = _smp("Unet", "tu-tf_efficientnet_lite0", num_classes)
     load_imagenet(model.encoder)
-    return SmpNetwork(model, enlarge=2, pretrained=True)
+    return model
 
 
 def _unet_student(channels: int, num_classes: int, resolution: int) -> nn.Module:
@@ -112,9 +118,9 @@ def _unet_student(channels: int, num_classes: int, resolution: int) -> nn.Module
 
 # U-Net (arXiv 1505.04597), DeepLabV3+ (arXiv 1802.02611), ResNet-34 (1512.03385), EfficientNet-lite0 (1905.11946).
 NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
-    "unet": lambda channels, num_classes, resolution: SmpNetwork(_smp("Unet", "resnet34", num_classes), enlarge=2),
-    "deeplab": lambda channels, num_classes, resolution: SmpNetwork(_smp("DeepLabV3Plus", "resnet34", num_classes), enlarge=2),
-    "unet-imagenet": lambda channels, num_classes, resolution: _unet_imagenet(num_classes),
+    "unet": lambda channels, num_classes, resolution: SmpNetwork(_smp("Unet", "resnet34", num_classes), resolution),
+    "deeplab": lambda channels, num_classes, resolution: SmpNetwork(_deeplab(num_classes), resolution),
+    "unet-imagenet": lambda channels, num_classes, resolution: SmpNetwork(_unet_imagenet(num_classes), resolution, True),
     "unet-small": lambda channels, num_classes, resolution: SmallUNet(channels, num_classes),
     "unet-student": _unet_student,
 }

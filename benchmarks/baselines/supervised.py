@@ -1,8 +1,8 @@
 """Training on the labelled images alone, and what every other method starts from.
 
 The schedule, cross-entropy + Dice and averaged weights are those of the package's own U-Net, for every method and whatever its
-paper had: they are the better ones. A pretrained trunk's share of the rate is that of the encoder. To be tuned on draw 0 by
-validation: `lr`, `near`, and the task's length in accuracy_cells.
+paper had (the papers' own have not been compared). A pretrained trunk's share of the rate is that of the encoder. To be tuned
+on draw 0 by validation: `lr`, `near`, and the task's length in accuracy_cells.
 """
 
 import copy

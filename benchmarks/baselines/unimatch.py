@@ -1,10 +1,11 @@
 """UniMatch (Yang et al., arXiv 2208.09910): the sure pixels of a weakly changed image teach stronger views of it.
 
 From the paper: pseudo-labels from the weak view, kept where the probability is at least .95 (section 3.1); two strong views,
-each recoloured and with rectangles of another image pasted in (CutMix), each with half of the image streams' weight
-(section 3.3); a third stream that drops half of the channels of the weak view's features (section 3.2); the unlabelled loss
-is half feature stream, half image streams, and the whole is the mean of labelled and unlabelled loss (section 3.4). Ours: the
-strong colours are the shared budget's, without grey-scale and blur. To be tuned on draw 0 by validation: `threshold`.
+each recoloured and with rectangles of another image pasted in (CutMix), each with half of the image streams' weight (section
+3.3); a third stream that drops half of the channels of the weak view's features (section 3.2); the unlabelled loss is half
+feature stream, half image streams, and the whole is the mean of labelled and unlabelled loss (section 3.4). Ours: the strong
+colours are those of the shared budget, which labelled images get too (`strong` times as strong), without grey-scale and blur.
+To be tuned on draw 0 by validation: `threshold`, `strong`.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class UniMatchSettings(Settings):
     threshold: float = 0.95
     drop: float = 0.5  # share of the feature channels
     mixed: float = 0.5  # share of the strong views with a rectangle pasted in
+    strong: float = 1.0  # their change of colours, relative to that of labelled images
 
 
 def pseudo_labels(seg_logits: Float[Tensor, "n k r r"], threshold: float) -> tuple[Int[Tensor, "n r r"], Bool[Tensor, "n r r"]]:
@@ -86,7 +88,7 @@ class UniMatch(Supervised):
         """Two, with the masks of what is pasted into each image from the one at the other end of the batch."""
         views, boxes = [], []
         for name in ("first", "second"):
-            view = batch.recoloured(f"{name} strong view")
+            view = batch.recoloured(f"{name} strong view", self.s.strong)
             box = rectangles(len(view), view.shape[-1], self.s.mixed, batch.random(f"{name} rectangles"))
             views.append(torch.where(box[:, None], view.flip(0), view))
             boxes.append(box)
