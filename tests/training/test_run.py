@@ -7,10 +7,12 @@ import signal
 import threading
 
 import pytest
+import torch
 
 from semanticgan.errors import UserError
 from semanticgan.training import run as run_module
 from semanticgan.training.checkpoint import State, load_checkpoint, stage_checkpoints
+from semanticgan.training.distributed import World
 from semanticgan.training.run import Clock, Interrupted, Means, Run, Stage, duration, held, require_new_folder, write_text
 
 
@@ -313,3 +315,31 @@ def test_a_signal_does_not_save_what_is_not_finite(run):
             if nimg == 20:
                 os.kill(os.getpid(), signal.SIGTERM)
     assert [load_checkpoint(p)["numbers"]["nimg"] for p in stage_checkpoints(run.folder, "gan")] == [20]
+
+
+def test_weights_that_are_not_finite_end_the_run_before_they_are_saved(run):
+    """The last step's losses are those before its update."""
+    net = torch.nn.Linear(1, 1)
+    this = stage(run)
+    this.state.members["G"] = net
+    with pytest.raises(UserError, match=r"gan at 0.1 kimg: G is not finite; .*--resume"):
+        for nimg in this.steps():
+            this.means.add(loss=1.0)
+            if nimg == 50:
+                net.weight.data.fill_(math.nan)
+    assert [load_checkpoint(p)["numbers"]["nimg"] for p in stage_checkpoints(run.folder, "gan")] == [20, 40]
+
+
+def test_ranks_meet_after_rank_0_has_written(run, monkeypatch):
+    """At each tick, so that a disk that is slower than the patience of an all-reduce ends nothing."""
+    events = []
+
+    class Watched(World):
+        def wait(self):
+            events.append("wait")
+
+    run.world = Watched()
+    this = stage(run, kimg=0.04, minutes=0.0)
+    monkeypatch.setattr(this, "save", lambda: events.append("save"))
+    list(this.steps())
+    assert events == ["save", "wait", "save", "wait"]

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from torch import Tensor
+
 from semanticgan.errors import UserError
 from semanticgan.training.checkpoint import State, save_stage, stage_checkpoints
 from semanticgan.training.distributed import ALONE, World
@@ -250,6 +252,7 @@ class Stage:
                     if last or time.monotonic() - saved_at >= self._checkpoint_seconds:
                         self.save()
                         saved_at = time.monotonic()
+                    self.run.world.wait()  # rank 0 alone writes: a slow disk must not look like a rank that is gone
                     tick_at, tick_nimg = time.monotonic(), self.state.nimg
                 stopped_by = int(self.run.world.highest(float(self.run.stopped_by or 0)))
                 if stopped_by and not last:
@@ -275,7 +278,9 @@ class Stage:
         self.run.add_stats({"stage": self.name, "kimg": kimg, "images_per_second": round(rate, 2), "seconds": seconds, **values})
 
     def _require_finite(self, means: dict[str, float]) -> None:
+        """Of the means since the last tick and of all that a checkpoint holds: the last step's losses come before its update."""
         bad = [name for name, value in means.items() if not math.isfinite(value)]
+        bad += [name for name, member in self.state.members.items() if not _is_finite(member.state_dict())]
         if bad:
             begun = bool(stage_checkpoints(self.run.folder, self.name))
             raise UserError(
@@ -283,6 +288,14 @@ class Stage:
                 + ("go on from the last checkpoint with --resume, or " if begun else "")
                 + "start again with run.precision=fp32 or smaller learning rates"
             )
+
+
+def _is_finite(content: Any) -> bool:
+    """All floating-point tensors in nested containers."""
+    if isinstance(content, Tensor):
+        return not content.is_floating_point() or bool(content.isfinite().all())
+    inside = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return all(map(_is_finite, inside))
 
 
 def duration(seconds: float) -> str:
