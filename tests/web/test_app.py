@@ -377,6 +377,28 @@ def test_bombs_in_the_folder(model, data):
         assert found["of"] == 6
 
 
+def test_two_images_of_one_name_share_no_mask(model, data):
+    from fastapi.testclient import TestClient
+
+    Image.open(data / "images" / "01.png").convert("RGB").save(data / "images" / "01.jpg")
+    before = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
+    with TestClient(build_app(model, "tiny", DataFolder(data, model.labels, 3)), base_url="http://localhost") as client:
+        for name in ("images/01.png", "images/01.jpg"):
+            refused(save(client, np.zeros((SIDE, SIDE), np.uint8), name), 422, "images/01.jpg and images/01.png", "masks/01.png")
+    assert {p: p.read_bytes() for p in data.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("shape", [(10, 70_000), (70_000, 100)])
+def test_strips_that_no_jpeg_holds(model, data, shape):
+    from fastapi.testclient import TestClient
+
+    Image.new("L", shape[::-1]).save(data / "images" / "strip.png")
+    with TestClient(build_app(model, "tiny", DataFolder(data, model.labels, 3)), base_url="http://localhost") as client:
+        for route in ("thumbnail", "picture"):
+            answer = client.get(f"/api/data/{route}", params={"image": "images/strip.png"})
+            assert answer.status_code == 200 and max(Image.open(io.BytesIO(answer.content)).size) in (1024, 70_000)
+
+
 def test_names_with_scripts_come_back_as_text(client, picture):
     name = "<img src=x onerror=alert(1)>.png"
     response = client.post("/api/pictures", params={"name": name}, content=picture)

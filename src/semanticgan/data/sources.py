@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -156,17 +156,16 @@ def _need_masks(root: Path, images: Sequence[str], role: str) -> None:
     raise_problems(problems)
 
 
-def _need_own_masks(root: Path, images: Sequence[str]) -> None:
+def sharing_a_mask(root: Path, images: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Pairs of images with the same place for their masks, and what is wrong with that."""
     first: dict[Path, str] = {}
-    problems = []
     for image in images:
         other = first.setdefault(mask_path(root / image), image)
         if other != image:
-            problems.append(
-                f"{root / other} and {image}: got one mask for both, {mask_path(Path(image))}; give one of them another name, "
-                "and a mask of its own or none"
+            problem = (
+                f"got one mask for both, {mask_path(Path(image))}; give one of them another name, and a mask of its own or none"
             )
-    raise_problems(problems)
+            yield other, image, f"{root / other} and {image}: {problem}"
 
 
 def draw_validation(labeled: Sequence[str]) -> tuple[str, ...]:
@@ -215,7 +214,7 @@ def find_sources(root: Path, labeled: Sequence[str] = (), unlabeled: Sequence[st
         val_images = list(drawn)
     else:
         notes.append(f"validation: {len(val_images)} images")
-    _need_own_masks(root, sorted({*chosen, *val_images}))
+    raise_problems([problem for *_, problem in sharing_a_mask(root, sorted({*chosen, *val_images}))])
     pool = _gather(root, unlabeled, banned) if unlabeled else [i for i in everything if i not in banned]
     if not val:
         pool = [image for image in pool if image not in banned]

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from semanticgan.data.dataset import coding_of, count_values, read_mask
-from semanticgan.data.sources import find_root, has_mask, list_images, mask_path
+from semanticgan.data.sources import find_root, has_mask, list_images, mask_path, sharing_a_mask
 from semanticgan.errors import UserError
 from semanticgan.files import replacing
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
@@ -43,6 +43,7 @@ class DataFolder:
         self.names: list[str] = []
         self._known: set[str] = set()
         self.labeled: set[str] = set()
+        self._shared: dict[str, str] = {}  # images that have one mask with another -> what is wrong with that
         self.reload()
         coding = coding_of(self._counts())
         self._shows_classes = coding == "index"
@@ -57,8 +58,9 @@ class DataFolder:
         names = [name for name in list_images(self.root, str(self.root)) if _can_be_labeled(self.root, name)]
         if not names:
             raise UserError(f"{self.root}: no images below a folder called images; put them there, as docs/data.md says")
+        shared = {name: problem for *both, problem in sharing_a_mask(self.root, names) for name in both}
         with self._lock:  # a mask that is being saved must not be missed
-            self.names, self._known = names, set(names)
+            self.names, self._known, self._shared = names, set(names), shared
             self.labeled = {name for name in names if has_mask(self.root, name)}
 
     def _counts(self) -> Iterator[np.ndarray]:
@@ -89,12 +91,13 @@ class DataFolder:
     def whole(self, name: str) -> tuple[bytes, str]:
         """The image at its own size as a file that any browser shows, and its media type."""
         pixels = pictures.read(self.path(name), name, self.channels).pixels
-        if pixels.size > 12_000_000:
+        if pixels.size > 12_000_000 and max(pixels.shape) <= pictures.MAX_JPEG_SIDE:
             return pictures.jpeg(pixels, 92), "image/jpeg"
         return pictures.png(pixels), "image/png"
 
     def thumbnail(self, name: str, side: int = 128) -> bytes:
-        return pictures.jpeg(pictures.read(self.path(name), name, self.channels, at_least=side).pixels, 80)
+        pixels = pictures.read(self.path(name), name, self.channels, at_least=side).pixels
+        return pictures.jpeg(pictures.at_most(pixels, 8 * side), 80)  # a strip is long still
 
     def mask(self, name: str) -> tuple[bytes, tuple[int, int]] | None:
         """Class ids row by row, gzipped, with width and height; None without a mask. Raises UserError for a bad one."""
@@ -111,9 +114,12 @@ class DataFolder:
     def save(self, name: str, label: UInt8[np.ndarray, "h w"]) -> dict[str, Any]:
         """Write a mask beside its image, whole or not at all; one that is there is kept under a number first.
 
-        Raises UserError for class ids that the folder's masks cannot hold, and for another size than the image's.
+        Raises UserError for class ids that the folder's masks cannot hold, for another size than the image's, and for an image
+        that has its mask with another.
         """
         path = self.path(name)
+        if name in self._shared:
+            raise UserError(self._shared[name].replace(str(self.root) + os.sep, ""))
         size = pictures.read(path, name, self.channels, at_least=16).size
         if size != (label.shape[1], label.shape[0]):
             raise UserError(f"{name}: got a mask of {label.shape[1]} x {label.shape[0]}, expected {size[0]} x {size[1]}")

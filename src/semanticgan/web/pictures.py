@@ -17,6 +17,7 @@ from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 
 MAX_PIXELS = 36_000_000  # more than a browser's canvas holds
+MAX_JPEG_SIDE = 65_500  # Pillow's limit
 COPY_SIDE = 1024  # pixels; of what is kept and segmented
 KEPT = 64  # pictures; the ones that were used longest ago are forgotten
 
@@ -86,13 +87,17 @@ def require_pixels(path: Path, name: str) -> None:
 def open_picture(path: Path, name: str, channels: int) -> Opened:
     """As `read`."""
     picture = read(path, name, channels)
-    pixels = picture.pixels
+    return Opened(name, picture.size, at_most(picture.pixels, COPY_SIDE), picture.stretched)
+
+
+def at_most(pixels: UInt8[np.ndarray, "h w c"], longest: int) -> UInt8[np.ndarray, "_ _ c"]:
+    """The picture, made smaller where a side is longer."""
     side = max(pixels.shape[:2])
-    if side > COPY_SIDE:
-        width, height = (max(1, round(n * COPY_SIDE / side)) for n in (pixels.shape[1], pixels.shape[0]))
-        planes = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
-        pixels = np.asarray(planes.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)).reshape(height, width, -1)
-    return Opened(name, picture.size, pixels, picture.stretched)
+    if side <= longest:
+        return pixels
+    width, height = (max(1, round(n * longest / side)) for n in (pixels.shape[1], pixels.shape[0]))
+    planes = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    return np.asarray(planes.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)).reshape(height, width, -1)
 
 
 def runs(label: UInt8[np.ndarray, "h w"]) -> list[int]:
