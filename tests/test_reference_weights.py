@@ -175,6 +175,7 @@ def test_other_content(tmp_path, content):
         ("conv1.activate.bias", "text"),
         ("conv1.activate.bias", torch.zeros(16, dtype=torch.int64)),
         ("conv1.conv.weight", torch.zeros(1).expand(1, 60_000, 60_000, 3, 3)),
+        ("convs.5.conv.weight", torch.zeros(1, 20_000, 1, 1, 1)),
         ("convs.99.conv.weight", torch.zeros(1, 8, 8, 3, 3)),
         ("convs.x.conv.weight", torch.zeros(1, 8, 8, 3, 3)),
         ("surprise.weight", torch.zeros(1)),

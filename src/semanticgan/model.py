@@ -16,8 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from semanticgan.config import ModelConfig, NetworkConfig, read_model_config
 from semanticgan.data.dataset import to_u8
@@ -28,7 +27,7 @@ from semanticgan.inversion import Whitening, whitening
 from semanticgan.labels import LabelSpec
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
-from semanticgan.nn.layers import placed
+from semanticgan.nn.layers import Undrawn, placed
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.nn.unet import PretrainedUNet, UNet, build_unet
 from semanticgan.predict import Found, GeneratorPredictor, NetworkPredictor, Predictor, predict
@@ -286,22 +285,12 @@ class SemanticGAN:
         return str(address)
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves initial weights as they are allotted: on the meta device, drawing them loads torch's compiler, for 1.7 s."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
-        if function in (nn.init.normal_, Tensor.normal_, Tensor.div):
-            return args[0] if args else given["tensor"]
-        return (torch.empty if function is torch.randn else function)(*args, **given)
-
-
 def require_fit(config: ModelConfig, weights: Path) -> None:
     """Compare names and shapes in the file with the config's networks before any memory is taken for either.
 
     Raises UserError naming the first tensor that does not fit.
     """
-    with torch.device("meta"), _Undrawn():
+    with torch.device("meta"), Undrawn():
         networks = named_networks(config)
     wanted = {
         f"{name}.{key}": tuple(value.shape)

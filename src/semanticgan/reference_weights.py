@@ -13,6 +13,7 @@ from torch import Tensor
 
 from semanticgan.errors import UserError
 from semanticgan.nn.generator import Generator
+from semanticgan.nn.layers import Undrawn
 
 State = dict[str, Tensor]
 W_AVG_SAMPLES = 10_000
@@ -50,16 +51,27 @@ def read_reference(path: str | Path, seed: int = 0) -> tuple[ReferenceSizes, Sta
     state = _averaged_generator(_read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path), path)
     ours = _two_classes(_converted(state, path))
     sizes = _sizes(ours, path)
+    ours["mapping.w_avg"] = torch.zeros(sizes.w_dim)
+    _require_fit(sizes, ours, path)
     G = sizes.generator()
-    try:
-        G.load_state_dict({**ours, "mapping.w_avg": torch.zeros(sizes.w_dim)})
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise UserError(f"{path}: the generator's tensors do not fit together: {first}") from None
+    G.load_state_dict(ours)
     with torch.no_grad():
         z = torch.randn(W_AVG_SAMPLES, sizes.z_dim, generator=torch.Generator().manual_seed(seed))
         G.mapping.w_avg.copy_(G.mapping.w(z).mean(0))
     return sizes, G.state_dict()
+
+
+def _require_fit(sizes: ReferenceSizes, state: State, path: Path) -> None:
+    """Before any memory is taken for a generator of these sizes, which a single tensor's shape may make enormous."""
+    with torch.device("meta"), Undrawn():
+        wanted = {key: tuple(value.shape) for key, value in sizes.generator().state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
+            raise UserError(
+                f"{path}: the generator's tensors do not fit together: {key}: got {found.get(key, 'nothing')}, "
+                f"expected {wanted.get(key, 'no such tensor')}"
+            )
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

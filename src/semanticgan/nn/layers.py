@@ -1,12 +1,13 @@
 """Layers with equalised learning rate (arXiv 1710.10196, section 4.1): the weight used is the stored one / sqrt(fan in)."""
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from semanticgan.nn import ops
 
@@ -181,3 +182,13 @@ class SpectralConv2d(nn.Module):
 
     def forward(self, x: Float[Tensor, "n i h w"]) -> Float[Tensor, "n o h2 w2"]:
         return functional.conv2d(x, self.weight / self.sigma(), None, self.stride, self.padding)
+
+
+class Undrawn(TorchFunctionMode):
+    """Leaves initial weights as they are allotted: on the meta device, drawing them loads torch's compiler, for 1.7 s."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if function in (nn.init.normal_, Tensor.normal_, Tensor.div):
+            return args[0] if args else given["tensor"]
+        return (torch.empty if function is torch.randn else function)(*args, **given)
