@@ -34,3 +34,10 @@ def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("SEMANTICGAN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "y"))
     assert cache_folder() == tmp_path / "y/semanticgan"
+
+
+def test_long_names_in_any_script(tmp_path):
+    path = tmp_path / f"{'図' * 78}.png"  # 238 bytes
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"1")
+    assert path.read_bytes() == b"1"

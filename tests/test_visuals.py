@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from semanticgan import visuals
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.visuals import grid, overlay, sample_grid, save_label_png, save_png
@@ -30,6 +31,15 @@ def test_overlay_of_a_large_image_draws_the_border_in_full():
     out = overlay(np.full((64, 64, 1), 100, np.uint8), label, LABELS)
     assert out.shape == (64, 64, 3)
     assert (out[16, 20] == ORANGE).all() and out[32, 32].tolist() == [165, 130, 50] and (out[15, 20] == 100).all()
+
+
+def test_overlay_in_bands_is_that_of_the_whole(monkeypatch):
+    generator = np.random.default_rng(0)
+    img = generator.integers(0, 256, (70, 60, 3)).astype(np.uint8)
+    label = generator.integers(0, 3, (7, 6)).repeat(10, 0).repeat(10, 1)
+    whole = overlay(img, label, LABELS, 0.3)
+    monkeypatch.setattr(visuals, "BAND", 9)
+    np.testing.assert_array_equal(overlay(img, label, LABELS, 0.3), whole)
 
 
 def test_overlay_changes_neither_argument():

@@ -21,7 +21,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises UserError when the place cannot be written.
     """
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{threading.get_ident()}")
+    short = os.fsdecode(os.fsencode(path.name)[:100])  # file systems allow 255 bytes, and a character may have four
+    temporary = path.with_name(f".{short}.{os.getpid()}-{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -11,6 +11,8 @@ from torch import Tensor
 from semanticgan.files import replacing
 from semanticgan.labels import LabelSpec
 
+BAND = 256  # rows that are blended at once: an image may have 200 million pixels
+
 
 def to_rgb(img: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
     """One grey or three colour channels -> three."""
@@ -24,11 +26,15 @@ def overlay(
 
     Class 0 is left clear; ignored pixels are white.
     """
-    out = to_rgb(img).astype(np.float32)
+    out = np.array(to_rgb(img))
     label = label.astype(np.uint8)
-    colour = labels.to_colour(label).astype(np.float32)
-    opacity = np.where(label > 0, np.where(_border(label), 1.0, alpha), 0.0)[:, :, None]
-    return np.rint(out + (colour - out) * opacity).astype(np.uint8)
+    border = _border(label)
+    for top in range(0, len(out), BAND):
+        rows = slice(top, top + BAND)
+        under, colour = out[rows].astype(np.float32), labels.to_colour(label[rows]).astype(np.float32)
+        opacity = np.where(label[rows] > 0, np.where(border[rows], 1.0, alpha), 0.0).astype(np.float32)
+        out[rows] = np.rint(under + (colour - under) * opacity[:, :, None])
+    return out
 
 
 def _border(label: UInt8[np.ndarray, "h w"]) -> np.ndarray:

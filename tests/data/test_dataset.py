@@ -1,5 +1,6 @@
 import json
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -172,6 +173,39 @@ def test_enormous_images_are_refused_before_decoding(tmp_path, side):
         read_image(enormous_png(tmp_path / "bomb.png", side, side), 3)
 
 
+def test_a_long_chain_of_tiff_pictures_is_not_followed(tmp_path):
+    path, count = tmp_path / "chain.tif", 20_000
+    pixel = saved(tmp_path / "one.tif", np.zeros((1, 1), np.uint8)).read_bytes()
+    start = struct.unpack_from("<I", pixel, 4)[0]
+    entries = struct.unpack_from("<H", pixel, start)[0]
+    directory = pixel[start : start + 2 + 12 * entries]
+    step = len(directory) + 4
+    chain = b"".join(directory + struct.pack("<I", len(pixel) + step * (k + 1) if k < count - 1 else 0) for k in range(count))
+    path.write_bytes(pixel[:4] + struct.pack("<I", len(pixel)) + pixel[8:] + chain)
+    started = time.process_time()
+    picture = load_picture(path, 3)
+    assert picture.frames == dataset.MAX_FRAMES and picture.pixels.shape == (1, 1, 3)
+    assert time.process_time() - started < 1  # all of them would take longer
+
+
+def test_tiff_pictures_are_counted(tmp_path):
+    first, *rest = (Image.fromarray(np.full((4, 5), value, np.uint8)) for value in (1, 2, 3))
+    first.save(tmp_path / "three.tif", save_all=True, append_images=rest)
+    picture = load_picture(tmp_path / "three.tif", 1)
+    assert picture.frames == 3 and (picture.pixels == 1).all()
+
+
+def test_an_enormous_canvas_of_webp_is_refused(tmp_path):
+    frames = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (0, 255)]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
+    raw = bytearray((tmp_path / "a.webp").read_bytes())
+    assert raw[12:16] == b"VP8X"
+    raw[24:30] = (8_000_000 - 1).to_bytes(3, "little") + (20 - 1).to_bytes(3, "little")
+    (tmp_path / "a.webp").write_bytes(bytes(raw))
+    with pytest.raises(UserError, match=r"a\.webp: enormous image"):
+        read_image(tmp_path / "a.webp", 3)
+
+
 def test_big_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "BIG_PIXELS", 100)
     assert read_image(saved(tmp_path / "a.png", gradient()), 3).shape == (20, 30, 3)
@@ -240,6 +274,7 @@ def test_bad_masks_are_named(tmp_path):
         (saved(tmp_path / "jpeg.png", index, format="JPEG"), "got a mask in JPEG"),
         (saved(tmp_path / "colour.png", colour), "got a colour mask"),
         (saved(tmp_path / "float.tif", index.astype(np.float32) / 2), "fractions"),
+        (saved(tmp_path / "infinite.tif", np.where(index > 1, np.inf, index).astype(np.float32)), "fractions"),
         (saved(tmp_path / "negative.tif", index.astype(np.int32) - 1), "got class id -1"),
         (tmp_path / "none.png", "no such file"),
     ]

@@ -193,6 +193,8 @@ def test_coco_without_annotations_is_unlabelled(tmp_path):
         (BLOCK, {"size": (17, 12)}, "got a label map of 12x17, expected its image's 17x12"),
         ({"segmentation": [[1, 2, 3]]}, {}, "expected at least three points"),
         ({"segmentation": [["x"] * 6]}, {}, "an object of class dog"),
+        ({"segmentation": [[{"x": 0, "y": 0}] * 6]}, {}, "an object of class dog"),
+        ({**BLOCK, "area": 10**400}, {}, "annotation 0: OverflowError"),
         ({"segmentation": "2 3"}, {}, "expected polygons or run lengths"),
         ({"segmentation": {"size": [12, 17], "counts": [10**30]}}, {}, "expected run lengths"),
         ({"segmentation": {"size": [12, 17], "counts": [1, -1, 204]}}, {}, "expected run lengths"),
@@ -280,6 +282,7 @@ BOMB = "".join(f'<!ENTITY l{k} "{f"&l{k - 1};" * 10}">' for k in range(1, 10))
         ('left="5"', 'left="x"', "invalid literal"),
         ("2.0,1.0;8.0,1.0;8.0,6.0;2.0,6.0", "2.0,1.0;8.0", "expected at least three points"),
         ("#fa3253", "#fa", "not enough values"),
+        ('encoding="utf-8"', 'encoding="foo"', "LookupError"),
     ],
 )
 def test_bad_cvat(tmp_path, old, new, message):

@@ -151,6 +151,12 @@ def test_compressed(tmp_path):
     np.testing.assert_array_equal(found["a"][0][:, :, 0], ramp(np.uint8, 0, 256))
 
 
+def two_valued(raw, element):
+    """The file with the two bytes of an element twice."""
+    place = raw.index(element + b"\2\0") + len(element)
+    return raw[:place] + b"\4\0" + 2 * raw[place + 2 : place + 4] + raw[place + 4 :]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -159,6 +165,7 @@ def test_compressed(tmp_path):
         (lambda p: write_dicom(p, ramp(), NumberOfFrames=40), "cannot be read"),
         (lambda p: write_dicom(p, ramp(), Rows=0), "expected at most 1 GiB"),
         (lambda p: write_dicom(p, ramp(), BitsAllocated=7), "cannot be read"),
+        (lambda p: p.write_bytes(two_valued(p.read_bytes(), b"\x28\0\0\1US")), "a.dcm: cannot be read"),  # BitsAllocated
         (lambda p: write_dicom(p, ramp(), PhotometricInterpretation="NONSENSE"), "a.dcm"),
         (lambda p: p.write_bytes(p.read_bytes()[:600]), "a.dcm"),
         (lambda p: p.write_bytes(bytes(128) + b"DICM" + b"\xff" * 60), "a.dcm"),

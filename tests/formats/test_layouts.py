@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -214,3 +215,15 @@ def test_broken_zips(tmp_path):
     (tmp_path / "y.zip").write_bytes(data)
     with pytest.raises(UserError, match="cannot be unpacked"):
         convert(tmp_path / "y.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize("target", ["voc", "authors"])
+def test_names_that_are_no_text_stay_as_they_are(tmp_path, target):
+    root = tmp_path / "in"
+    write_data(root)
+    (root / "images").joinpath(os.fsdecode(b"\xe9.png")).write_bytes(next((root / "images").rglob("*.png")).read_bytes())
+    convert(root, tmp_path / "out", to_format=target)
+    written = [os.fsencode(path) for path in (tmp_path / "out").rglob("*")]
+    assert any(b"\xe9" in name for name in written)
+    lists = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*_list.txt"))
+    assert (b"\xe9.png\n" in lists) == (target == "authors")  # VOC's lists are of labelled images

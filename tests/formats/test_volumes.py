@@ -9,7 +9,7 @@ from drawn import content, converted, write_data
 from PIL import Image
 
 from semanticgan.errors import UserError
-from semanticgan.formats import Options, convert
+from semanticgan.formats import Options, convert, volumes
 from semanticgan.formats.sets import Geometry
 from semanticgan.formats.volumes import from_slices, read_geometry, to_slices
 
@@ -162,6 +162,38 @@ def header_of(path, **fields):
     path.write_bytes(bytes(raw))
 
 
+def with_extensions(path, *sizes, kind=nib.Nifti1Image):
+    image = nib.load(path)
+    image = kind(np.asarray(image.dataobj), image.affine)
+    image.header.extensions.extend(nib.nifti1.Nifti1Extension("comment", b"x" * size) for size in sizes)
+    nib.save(image, path)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_short_extensions_do_no_harm(tmp_path, kind):
+    for name in ("plain.nii.gz", "more.nii.gz"):
+        volume(tmp_path / name, AFFINES["RAS"])
+    with_extensions(tmp_path / "more.nii.gz", 500, 2000, kind=kind)
+    plain, more = (read_geometry(tmp_path / name) for name in ("plain.nii.gz", "more.nii.gz"))
+    assert plain == more
+    with_extensions(tmp_path / "more.nii.gz", 2**20, kind=kind)
+    with pytest.raises(UserError, match="expected at most 1 MiB"):
+        read_geometry(tmp_path / "more.nii.gz")
+
+
+def test_a_truncated_volume_is_unpacked_once_and_named_once(tmp_path, monkeypatch):
+    for name in ("a.nii.gz", "b.nii.gz"):
+        volume(tmp_path / "in" / name, np.eye(4), shape=(40, 40, 30))
+        raw = (tmp_path / "in" / name).read_bytes()
+        (tmp_path / "in" / name).write_bytes(raw[: len(raw) // 2])
+    read, count = volumes._stored, []
+    monkeypatch.setattr(volumes, "_stored", lambda *args: count.append(args) or read(*args))
+    with pytest.raises(UserError) as caught:
+        convert(tmp_path / "in", tmp_path / "out", from_format="nifti")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(count) == 2 and "a.nii.gz" in lines[0] and "b.nii.gz" in lines[1]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -174,6 +206,8 @@ def header_of(path, **fields):
         (lambda p: header_of(p, srow_x=[0, 0, 0, 0]), "affine that turns voxels into no volume"),
         (lambda p: header_of(p, srow_x=[np.nan, 0, 0, 0]), "affine that turns voxels into no volume"),
         (lambda p: header_of(p, magic=b"xx"), "cannot be read"),
+        (lambda p: with_extensions(p, 2**20), "got a header of .* bytes or more, expected at most 1 MiB"),
+        (lambda p: with_extensions(p, 2**19, 2**19), "got a header of .* bytes or more, expected at most 1 MiB"),
     ],
 )
 def test_bad_volumes(tmp_path, spoil, message):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 UNUSUAL = 0.95  # images beyond this share of the validation images' distances are counted aloud
 SECONDS_BETWEEN_LINES = 5
 WRITERS = 2
+MOST_WAITING = 2**28  # bytes of the images whose results are still to be written
 
 
 @dataclass(frozen=True)
@@ -110,19 +111,20 @@ def _segment(
     reader = _Reader(items, channels)
     rows: dict[Input, dict[str, Any]] = {}
     start = said = time.monotonic()
-    pending: deque[Future[None]] = deque()
+    pending: deque[tuple[Future[None], int]] = deque()  # with the bytes of its pixels
     with ThreadPoolExecutor(WRITERS) as pool:  # files are written while the next batch is computed
         for found in model.find(reader, steps, batch):
             item, pixels = reader.waiting.popleft()
             result = model.segmentation(found)
             rows[item] = _row(model, item, result, steps)
-            pending.append(pool.submit(_write_result, model.labels, item, pixels, result.label, result.reconstruction, out))
-            if len(pending) > 2 * WRITERS:
-                pending.popleft().result()
+            written = pool.submit(_write_result, model.labels, item, pixels, result.label, result.reconstruction, out)
+            pending.append((written, pixels.nbytes))
+            while len(pending) > 2 * WRITERS or sum(size for _, size in pending) > MOST_WAITING:
+                pending.popleft()[0].result()
             if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
                 said = time.monotonic()
                 say(f"{len(rows)} of {len(items)} images  {len(rows) / (said - start):.1f} images/s")
-        for written in pending:
+        for written, _ in pending:
             written.result()
     return [_Outcome(rows.get(item), reader.problems.get(item), item in reader.stretched) for item in items]
 

@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from semanticgan.data.dataset import count_values, is_grey, label_notes, labels_from_values, load_picture, read_mask
+from semanticgan.data.dataset import (
+    MAX_FRAMES,
+    count_values,
+    is_grey,
+    label_notes,
+    labels_from_values,
+    load_picture,
+    read_mask,
+)
 from semanticgan.data.sources import Sources, find_root, find_sources, list_images, mask_path, stray_masks
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
@@ -140,8 +148,9 @@ def _report_files(report: Report, findings: dict[str, _Finding]) -> None:
         if f.flat:
             report.warnings.append(f"{f.path}: near-constant image; remove it if it shows nothing")
         if f.frames > 1:
+            more = " or more" if f.frames == MAX_FRAMES else ""
             report.warnings.append(
-                f"{f.path}: holds {f.frames} pictures, only the first is read; split it if you want the others"
+                f"{f.path}: holds {f.frames} pictures{more}, only the first is read; split it if you want the others"
             )
 
 

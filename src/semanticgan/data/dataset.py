@@ -5,7 +5,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,18 @@ from semanticgan.labels import IGNORE_INDEX, LabelSpec
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 200_000_000
 MAX_PROBLEMS = 20
+MAX_WEBP_SIDE = 16_383  # of a still image; an animation's canvas may claim more
+MAX_FRAMES = 100
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    struct.error,
+)  # of Pillow on bad files
 BIG_PIXELS = 20_000_000  # images above are decoded one at a time, which bounds the memory
 _one_big = threading.Lock()
 
@@ -40,7 +52,7 @@ class Picture:
 
 def raise_problems(problems: Sequence[str], summary: str = "") -> None:
     """Raise one UserError with a line a problem, 20 of them at most; nothing if there are none."""
-    if problems:
+    if problems := list(dict.fromkeys(problems)):
         lines = [*([summary] if summary else []), *problems[:MAX_PROBLEMS]]
         if len(problems) > MAX_PROBLEMS:
             lines.append(f"and {len(problems) - MAX_PROBLEMS} more")
@@ -59,7 +71,7 @@ def _naming(path: Path) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"{MAX_PIXELS // 10**6} million pixels"
         raise UserError(f"{path}: enormous image, expected at most {limit}; make it smaller or remove it") from None
-    except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error) as error:
+    except BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: broken or truncated image ({reason}); replace or remove it") from None
 
@@ -75,18 +87,31 @@ def _decoded(path: Path, at_least: int | None = None) -> Iterator[tuple[Image.Im
     with image:
         with _naming(path):
             size = image.size
-            if size[0] * size[1] > MAX_PIXELS:
+            if size[0] * size[1] > MAX_PIXELS or (image.format == "WEBP" and max(size) > MAX_WEBP_SIDE):
                 raise Image.DecompressionBombError
         with _one_big if size[0] * size[1] > BIG_PIXELS else nullcontext():
             with _naming(path):
                 if at_least is not None and image.format in ("JPEG", "MPO"):
                     image.draft(None, (at_least, at_least))
-                frames = getattr(image, "n_frames", 1) if image.format in ("TIFF", "WEBP", "PNG") else 1
+                frames = _num_frames(image)
                 image.load()
                 image.info["frames"] = frames
                 turned = image.getexif().get(0x0112, 1) >= 5
                 ImageOps.exif_transpose(image, in_place=True)
             yield image, (size[1], size[0]) if turned else size
+
+
+def _num_frames(image: Image.Image) -> int:
+    """Pictures in the file. They are counted to MAX_FRAMES in TIFF, where a chain of them can be long and slow to follow."""
+    if image.format != "TIFF":
+        return getattr(image, "n_frames", 1) if image.format in ("WEBP", "PNG") else 1
+    found = 1
+    with suppress(*BROKEN):
+        while found < MAX_FRAMES:
+            image.seek(found)
+            found += 1
+    image.seek(0)
+    return found
 
 
 def _stretched(values: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
@@ -190,7 +215,7 @@ def read_mask_values(path: Path, size: tuple[int, int] | None = None) -> Shaped[
         if not grey:
             raise UserError(f"{path}: got a colour mask ({image.mode}), expected class ids in one grey or palette channel")
         values = values[:, :, 0]
-    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
+    if values.dtype.kind == "f" and not (np.isfinite(values).all() and (values == np.rint(values)).all()):
         raise UserError(f"{path}: got a mask of fractions, expected whole class ids")
     if values.min() < 0:
         raise UserError(f"{path}: got class id {int(values.min())}, expected 0 or above")

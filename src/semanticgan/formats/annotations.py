@@ -180,7 +180,7 @@ def _drawn(source: Path, image: Objects, ids: Mapping[str, int]) -> Callable[[],
         for name, shape in image.shapes:
             try:
                 out[shape(*image.size)] = ids[name]
-            except (ValueError, OverflowError) as error:
+            except (ValueError, TypeError, OverflowError) as error:
                 raise UserError(f"{source}: {image.file}: an object of class {name}: {error}; mend it") from None
         return out
 
@@ -244,7 +244,7 @@ def read_coco(source: Path, options: Options) -> ImageSet:
             if annotation.get("segmentation"):
                 shape = categories[annotation["category_id"]], _coco_shape(annotation["segmentation"])
                 areas.append((-float(annotation.get("area", 0)), len(areas), found[annotation["image_id"]], shape))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: {where}: {type(error).__name__} {error}; mend the file") from None
     for _, _, image, shape in sorted(areas, key=lambda entry: entry[:2]):
         image.shapes.append(shape)
@@ -310,7 +310,7 @@ class _CvatXml:
                 raise ValueError("enormous file")
             with self.path.open("rb") as file:
                 parser.ParseFile(file)
-        except (expat.ExpatError, OSError, ValueError, KeyError, OverflowError) as error:
+        except (expat.ExpatError, OSError, ValueError, LookupError, OverflowError) as error:
             raise UserError(f"{self.path}: {type(error).__name__} {error}; expected the XML of 'CVAT for images 1.1'") from None
         return self
 

@@ -55,7 +55,8 @@ def _num_frames(path: Path) -> int:
             return 0
         frames = int(data.get("NumberOfFrames") or 1)
         values = int(data.Rows) * int(data.Columns) * int(data.get("SamplesPerPixel", 1)) * frames
-    if not 0 < values * (int(data.get("BitsAllocated", 16)) // 8 or 1) <= MAX_BYTES or frames > MAX_SLICES:
+        size = values * (int(data.get("BitsAllocated", 16)) // 8 or 1)
+    if not 0 < size <= MAX_BYTES or frames > MAX_SLICES:
         most = f"expected at most 1 GiB and {MAX_SLICES} of them; split it"
         raise UserError(f"{path}: got {frames} frames of {data.Columns}x{data.Rows}, {most}")
     return frames

@@ -204,7 +204,7 @@ def write_voc(content: ImageSet, out: Path) -> None:
     folder = out / "ImageSets" / "Segmentation"
     folder.mkdir(parents=True)
     for name, names in {"default": labeled, **content.lists}.items():
-        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in names), encoding="utf-8")
+        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in names), encoding="utf-8", errors="surrogateescape")
     colours = [*zip(content.labels.names, content.labels.palette, strict=True), ("ignored", ignored)]
     lines = [f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in colours]
     (out / "labelmap.txt").write_text("# label:color_rgb:parts:actions\n" + "".join(lines), encoding="utf-8")
@@ -221,4 +221,4 @@ def write_authors(content: ImageSet, out: Path) -> None:
         lists[f"{part}/{names}"].append(f"{item.name}.png")
     for name, lines in lists.items():
         if lines:
-            (out / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            (out / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")

@@ -1,15 +1,17 @@
 """NIfTI volumes as slices, and back into their geometry."""
 
+import gzip
 import importlib
 import math
+import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from PIL import Image
@@ -36,8 +38,11 @@ PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 PERCENTILES = (0.5, 99.5)
 MAX_BYTES = 2**30  # of a volume or a file's frames, when decoded
 MAX_SLICES = 2**16
+MAX_HEADER = 2**20  # bytes of a NIfTI header with its extensions
+CHUNK = 2**22  # voxels that are scaled and checked at once
 FLAT = ((-1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))  # of an image of no volume
 Read = Callable[[Path], np.ndarray]
+T = TypeVar("T")
 
 
 def require(package: str) -> Any:
@@ -98,6 +103,7 @@ def read_geometry(path: Path, plane: str | None = None) -> Geometry:
     Raises UserError for what is no volume of at most 1 GiB.
     """
     with naming(path):
+        _require_short_header(path)
         image = require("nibabel").load(path)
         shape = tuple(int(n) for n in image.shape)
         affine = np.asarray(image.affine, np.float64)
@@ -114,6 +120,24 @@ def read_geometry(path: Path, plane: str | None = None) -> Geometry:
     return checked_geometry(
         Geometry(shape, tuple(map(tuple, affine.tolist())), plane or "axial"), str(path), choose=plane is None
     )
+
+
+def _require_short_header(path: Path) -> None:
+    """nibabel reads the extensions of a NIfTI header before the volume's size is known. Raises UserError for enormous ones."""
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        header = file.read(544)
+        order = "<" if header[1:4] in (b"\x01\0\0", b"\x02\0\0") else ">"  # the high bytes of 348 and 540
+        if struct.unpack_from(order + "i", header)[0] == 540:  # NIfTI-2
+            place, (end,) = 544, struct.unpack_from(order + "q", header, 168)
+        else:
+            place, (end,) = 352, struct.unpack_from(order + "f", header, 108)
+        has_extensions = header[place - 4]
+        while has_extensions and end - place >= 16:
+            file.seek(place)
+            place += max(16, struct.unpack(order + "ii", file.read(8))[0])
+            if place > MAX_HEADER:
+                most = f"expected at most {MAX_HEADER >> 20} MiB; write the volume again without its extensions"
+                raise UserError(f"{path}: got a header of {place} bytes or more, {most}")
 
 
 def checked_geometry(geometry: Geometry, where: str, choose: bool = False) -> Geometry:
@@ -140,7 +164,30 @@ def _stored(path: Path, geometry: Geometry) -> tuple[np.ndarray, float, float]:
         return np.asarray(proxy.get_unscaled()).reshape(geometry.shape), float(proxy.slope), float(proxy.inter)
 
 
-@lru_cache(maxsize=3)  # red, green, blue
+def remembering(most: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """As lru_cache, and UserErrors too: a broken volume is not unpacked anew for each of its slices."""
+
+    def decorate(function: Callable[..., T]) -> Callable[..., T]:
+        @lru_cache(maxsize=most)
+        def outcome(*args: Any) -> tuple[T | None, str | None]:
+            try:
+                return function(*args), None
+            except UserError as error:
+                return None, str(error)
+
+        @wraps(function)
+        def call(*args: Any) -> T:
+            value, problem = outcome(*args)
+            if problem is not None:
+                raise UserError(problem)
+            return cast("T", value)
+
+        return call
+
+    return decorate
+
+
+@remembering(3)  # red, green, blue
 def _load(path: Path, geometry: Geometry) -> tuple[np.ndarray, float, float]:
     stored, slope, inter = _stored(path, geometry)
     return to_slices(stored, geometry), slope, inter
@@ -182,15 +229,20 @@ def slice_image(paths: Sequence[Path], geometry: Geometry, k: int, options: Opti
 
 def volume_values(path: Path) -> np.ndarray:
     """A label volume's values as whole numbers, in the file's order of axes. Raises UserError for others."""
-    values, slope, inter = _stored(path, read_geometry(path, "axial"))
-    if values.dtype.kind == "f" or (slope, inter) != (1.0, 0.0):
-        values = values * slope + inter
-        if not (np.isfinite(values).all() and (values == np.rint(values)).all()):
-            raise UserError(f"{path}: got fractions as labels, expected whole class ids; is it an image?")
-    if values.min() < 0 or values.max() > IGNORE_INDEX:
-        got = f"{values.min():g} to {values.max():g}"
-        raise UserError(f"{path}: got class ids from {got}, expected 0 to 253, or 255 for ignored; is it an image?")
-    return values.astype(np.uint8)
+    stored, slope, inter = _stored(path, read_geometry(path, "axial"))
+    label = np.empty_like(stored, np.uint8)
+    source, target = stored.ravel(order="K"), label.ravel(order="K")
+    for start in range(0, source.size, CHUNK):  # scaled numbers have eight bytes
+        values = source[start : start + CHUNK]
+        if values.dtype.kind == "f" or (slope, inter) != (1.0, 0.0):
+            values = values * slope + inter
+            if not (np.isfinite(values).all() and (values == np.rint(values)).all()):
+                raise UserError(f"{path}: got fractions as labels, expected whole class ids; is it an image?")
+        if values.min() < 0 or values.max() > IGNORE_INDEX:
+            got = f"{values.min():g} to {values.max():g}"
+            raise UserError(f"{path}: got class ids from {got}, expected 0 to 253, or 255 for ignored; is it an image?")
+        target[start : start + CHUNK] = values
+    return label
 
 
 def binary_values(path: Path) -> np.ndarray:
@@ -198,7 +250,7 @@ def binary_values(path: Path) -> np.ndarray:
     return volume_values(path) // IGNORE_INDEX
 
 
-@lru_cache(maxsize=1)
+@remembering(1)
 def _label_slices(path: Path, geometry: Geometry, read: Read) -> np.ndarray:
     return to_slices(read(path), geometry).astype(np.uint8)
 
