@@ -8,7 +8,10 @@ weights 1, 100 and 10, threshold .6, the consistency's weight rising over 3 of 2
 consistency is a mean over 21 classes, nearly all of them 0 in a pixel, ours over a few: so 10 weighs here what 100 does there.
 Ours, for 64 px: three layers of stride 2 instead of five with layers of stride 1 between them, instance norm throughout instead
 of on half of the channels, and square blurs as wide as their Gaussian ones; the two networks differ by their first weights. The
-first one answers, fixed beforehand. To be tuned on draw 0 by validation: `consistency`, `d_lr`.
+first one answers, fixed beforehand.
+
+Tuned on skin, 40 labels, draw 0, by validation IoU after 4 kimg: `consistency` 10 gives .705 (one view), 100 gives .680; with
+`d_lr` 1e-3 it is .703.
 """
 
 from dataclasses import dataclass
