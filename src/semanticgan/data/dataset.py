@@ -22,16 +22,8 @@ MAX_PIXELS = 200_000_000
 MAX_PROBLEMS = 20
 MAX_WEBP_SIDE = 16_383  # of a still image; an animation's canvas may claim more
 MAX_FRAMES = 100
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    OverflowError,
-    struct.error,
-)  # of Pillow on bad files
+# What Pillow raises on bad files.
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error)
 BIG_PIXELS = 20_000_000  # images above are decoded one at a time, which bounds the memory
 _one_big = threading.Lock()
 
