@@ -200,6 +200,14 @@ def test_noise_maps_are_optimised_and_stay_noise(G, lpips, problem, quick):
         torch.testing.assert_close(noise.square().mean((1, 2, 3)), torch.ones(5), atol=1e-4, rtol=0)
 
 
+def test_who_watches_computes_in_a_precision_of_their_own(G, lpips, problem, quick):
+    img, ws = problem
+    watched = []
+    config = InversionConfig(noise=False)
+    invert(G, lpips, img, ws, config, 1, precision="bf16", watch=lambda *_: watched.append(torch.is_autocast_enabled("cpu")))
+    assert watched == [False, False]
+
+
 def test_nothing_outside_changes(G, lpips, problem, quick):
     before = {k: v.clone() for k, v in G.state_dict().items()}
     state, ws0 = torch.get_rng_state(), problem[1].clone()

@@ -85,7 +85,7 @@ def whitening(G: Generator, n: int = 10_000, seed: int = 0) -> Whitening:
     device = G.mapping.w_avg.device
     z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(seed))
     w = torch.cat([G.mapping.w(part.to(device)) for part in z.split(1000)])
-    v = _before_activation(w).double().cpu()
+    v = _before_activation(w).cpu().double()
     variance, axes = torch.linalg.eigh(torch.cov(v.T))
     deviation = variance.clamp_min(1e-3 * variance.mean()).sqrt()
     return Whitening(v.mean(0).float().to(device), (axes / deviation).float().to(device))
@@ -212,8 +212,8 @@ def invert(
 ) -> Inverted:
     """Adam on LPIPS + MSE + prior over the chosen rows of W+, every image on its own; its best step is what is returned.
 
-    An image whose loss has not fallen for `config.patience` steps leaves. Each image's result is the same, bit for bit,
-    whatever its batch mates. G is neither changed nor given gradients. Raises UserError for rows that G does not have.
+    An image whose loss has not fallen for `config.patience` steps leaves. Each image's result is the same, on a CPU bit for
+    bit, whatever its batch mates. G is neither changed nor given gradients. Raises UserError for rows that G does not have.
     """
     noise = [m.repeat(len(img), 1, 1, 1) for m in G.noise_maps(1, torch.Generator().manual_seed(seed))] if config.noise else []
     with autocast(img.device, precision):
@@ -233,7 +233,8 @@ def invert(
                     value = adam.step(k, index, here[k].detach(), grad, config.lr * learning_rate(step, steps), step)
                     variables[k][index] = value if k == 0 else _renormalised(value)
             if watch is not None:
-                watch(step, *search.best[:2])
+                with autocast(img.device, "fp32"):  # what it computes is its own
+                    watch(step, *search.best[:2])
     out, seg_logits, free, *noise = search.best
     ws = torch.cat([ws0[:, : objective.rows.start], free, ws0[:, objective.rows.stop :]], 1)
     return Inverted(ws, noise or None, out, seg_logits, search.loss, search.steps)

@@ -40,7 +40,8 @@ class Prediction:
 
 @runtime_checkable
 class Predictor(Protocol):
-    """Images [N, C, R, R] in -1..1 -> class probabilities, each image's bit for bit independent of its batch mates.
+    """Images [N, C, R, R] in -1..1 -> class probabilities, each image's bit for bit independent of its batch mates
+    (inversion on a GPU: up to rounding).
 
     `refine` marks the images as they are given, worth inverting and reconstructing; without it (turned and flipped
     views) the quickest answer will do. `refines`: whether refined answers are better ones, not the quick ones again.
@@ -176,7 +177,7 @@ def predict(
     batch: int = 32,  # images worked on together
     device: torch.device | str = "cpu",
 ) -> Iterator[Found]:
-    """Answers in the images' order; each is bit for bit the same whatever the other images and their order.
+    """Answers in the images' order; each is the same, as exactly as the predictor's, whatever the other images and their order.
 
     Images are taken from the iterator as they are needed: at most `batch`, or HELD_BYTES of them, are held at once.
     """

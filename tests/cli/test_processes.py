@@ -11,6 +11,7 @@ from PIL import Image
 from small_scenes import write_list
 
 from semanticgan.cli.main import choose_device
+from semanticgan.errors import UserError
 
 
 def torchrun(*args, program=("-m", "semanticgan")) -> subprocess.CompletedProcess:
@@ -66,6 +67,19 @@ def test_the_device_is_torchruns(monkeypatch, name):
     assert choose_device(name) == ("cpu" if name == "cpu" else "cuda:3") == asked[0]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_gpu_for_several_processes_is_refused(monkeypatch, processes):
+    import torch
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setattr(torch, "ones", lambda n, device: torch.zeros(n))
+    if processes == 1:
+        assert choose_device("cuda:1") == "cuda:1"
+    else:
+        with pytest.raises(UserError, match="cuda:1: got one GPU for all processes of this machine; expected cuda,"):
+            choose_device("cuda:1")
+
+
 LEAVING = """
 from pathlib import Path
 from semanticgan.training.distributed import join
@@ -75,6 +89,26 @@ with join("cpu") as world:
     assert world.gather(world.rank) == [0, 1]
 print(*(thread.read_text() for thread in Path("/proc/self/task").glob("*/comm")))
 """
+
+
+LOST = """
+import time
+from semanticgan.training import distributed
+
+distributed.PULSE, distributed.LISTEN, distributed.PATIENCE = 0.05, 0.2, 1.0
+store = distributed.dist.HashStore()
+store.set("pulse/1", "0")  # rank 1 was there
+distributed._Pulse(store, 0, 2, ends=True).start()
+time.sleep(60)  # as if for a GPU that waits for rank 1
+"""
+
+
+def test_a_rank_that_waits_for_its_gpu_still_ends_when_another_is_lost(tmp_path):
+    script = tmp_path / "lost.py"
+    script.write_text(LOST)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: rank 1 of 2 stopped answering; what was saved is whole: go on with --resume")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads have names under Linux alone")

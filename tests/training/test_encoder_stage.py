@@ -15,6 +15,7 @@ from semanticgan.errors import UserError
 from semanticgan.labels import IGNORE_INDEX
 from semanticgan.model import SemanticGAN, build_generator, named_networks
 from semanticgan.nn.perceptual import LPIPS
+from semanticgan.training import encoder
 from semanticgan.training.checkpoint import load_checkpoint, stage_checkpoints
 from semanticgan.training.encoder import (
     EncoderTrainer,
@@ -334,6 +335,23 @@ def test_validation_scores_foreground_images_by_iou(config, small_data, G, lpips
     val = ValidationData(np.zeros((2, 16, 16, 3), np.uint8), label.numpy().astype(np.uint8))
     assert this.validate(val) == pytest.approx((0.5 + 1) / 2)
     assert math.isnan(this.validate(NO_VALIDATION))
+
+
+def test_validation_holds_the_maps_of_a_few_images_at_once(config, small_data, G, lpips, monkeypatch):
+    this = trainer(config, small_data[0], G, lpips)
+    numbered = np.arange(7, dtype=np.uint8).repeat(16 * 16 * 3).reshape(7, 16, 16, 3)
+    val = ValidationData(numbered, np.ones((7, 16, 16), np.uint8))
+    held = []
+
+    def explain(images):
+        held.append(len(images))
+        found = torch.from_numpy(images[:, :, :, 0]).long() % 2  # every other image is right
+        return None, torch.nn.functional.one_hot(found, 4).permute(0, 3, 1, 2).float()
+
+    monkeypatch.setattr(this, "explain", explain)
+    monkeypatch.setattr(encoder, "VALIDATED", 3)
+    assert this.validate(val) == pytest.approx(3 / 7)
+    assert held == [3, 3, 1]
 
 
 def test_validation_sees_one_object_where_the_data_have_one(small_config, small_data, G, lpips, monkeypatch):

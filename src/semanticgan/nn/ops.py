@@ -1,6 +1,7 @@
 """Up-sampling, blur, activation and modulated convolution, each as a pure function that can be differentiated twice."""
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -111,6 +112,12 @@ def depthwise_conv2d(
     return _DepthwiseConv.apply(x, weight, bias, stride, before, after)
 
 
+@cache
+def _up_kernel(device: torch.device) -> Float[Tensor, "4 4"]:
+    """Kept, since a GPU would be waited for at every copy."""
+    return binomial_kernel(4.0).to(device)
+
+
 class _Upsample(torch.autograd.Function):
     """Bilinear interpolation with the strided blur as its gradient: the framework's takes several times as long."""
 
@@ -121,7 +128,7 @@ class _Upsample(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _Blur.apply(grad, binomial_kernel(4.0).to(grad), 1, 2)
+        return _Blur.apply(grad, _up_kernel(grad.device).to(grad.dtype), 1, 2)
 
 
 def upsample(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 2*h 2*w"]:

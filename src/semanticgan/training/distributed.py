@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
 from typing import Any, TypeVar, cast
@@ -24,6 +24,7 @@ JOINING = 600  # seconds that ranks may start apart
 PULSE = 1.0  # seconds between two signs of life
 LISTEN = 5.0  # seconds in which a rank that lives is sure to give one
 PIECE = 2**26  # bytes of a message
+GO_ON = "what was saved is whole: go on with --resume, or start again"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -97,7 +98,7 @@ class Ranks(World):
             self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             self.local = int(os.environ.get("LOCAL_RANK", "0"))
             self.store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOINING)))
-            self.pulse = _Pulse(self.store, self.rank, self.size)
+            self.pulse = _Pulse(self.store, self.rank, self.size, ends=device.type == "cuda")
             here = [f"here/{rank}" for rank in range(self.size)]
             self.store.set(here[self.rank], "")
             self.store.wait(here, timedelta(seconds=JOINING))
@@ -106,7 +107,9 @@ class Ranks(World):
             import_module("torch.distributed.nn.functional")
             store, patience = dist.PrefixStore("gloo", self.store), timedelta(seconds=PATIENCE)
             dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size, timeout=patience)
-            self.gradients = dist.new_group(backend="nccl", timeout=patience) if device.type == "cuda" else None
+            # A thread that waits for a GPU hears of no lost rank: the pulse does, before NCCL's own end, which says nothing.
+            late = timedelta(seconds=JOINING)
+            self.gradients = dist.new_group(backend="nccl", timeout=late) if device.type == "cuda" else None
         except (RuntimeError, ValueError, KeyError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"the processes cannot meet ({reason}); start them with torchrun, or set what it sets") from error
@@ -225,7 +228,7 @@ class Ranks(World):
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             who = self._find_lost()
             what = f"rank {who} of {self.size} stopped answering" if who else f"a rank took over {PATIENCE} s ({reason})"
-            raise UserError(f"{what}; what was saved is whole: go on with --resume, or start again") from error
+            raise UserError(f"{what}; {GO_ON}") from error
 
     def _find_lost(self) -> str:
         """Who gives no sign of life. The first to notice finds out and hangs up, so that the others notice, and hear who."""
@@ -256,10 +259,14 @@ class Ranks(World):
 
 
 class _Pulse(threading.Thread):
-    """Says every second that this process lives, and knows since when each of the others has not."""
+    """Says every second that this process lives, and knows since when each of the others has not.
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    With `ends` it ends the process when another is lost, since the main thread may wait for the GPU, and that for the lost.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, size: int, ends: bool = False) -> None:
         super().__init__(name="pulse", daemon=True)
+        self.ends, self.size = ends, size
         self.store, self.keys, self.mine = store, [f"pulse/{r}" for r in range(size)], f"pulse/{rank}"
         self.store.set(self.mine, "0")
         self.heard = [(b"", time.monotonic())] * size
@@ -267,10 +274,18 @@ class _Pulse(threading.Thread):
 
     def run(self) -> None:
         beat = 0
-        with suppress(RuntimeError):  # the store is gone: the main thread will find out
-            while not self.stopped.wait(PULSE):
+        lost: list[int] = []
+        try:
+            while not self.stopped.wait(PULSE) and not lost:
                 beat += 1
                 self.store.set(self.mine, str(beat))
+                lost = self.silent(PATIENCE) if self.ends else []
+        except RuntimeError:  # the store is gone, and with it the process that keeps it
+            lost = [0]
+        if self.ends and lost and not self.stopped.wait(LISTEN):  # in which the main thread may say it, or be at its end
+            who = ", ".join(map(str, lost))
+            print(f"error: rank {who} of {self.size} stopped answering; {GO_ON}", file=sys.stderr, flush=True)
+            os._exit(2)
 
     def stop(self) -> None:
         self.stopped.set()
@@ -291,11 +306,11 @@ def join(device: str) -> Iterator[World]:
 
     Raises UserError when not all ranks meet.
     """
+    if (chosen := torch.device(device)).type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)  # streams, events and pinned memory are the current one's
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    if (chosen := torch.device(device)).index is not None:
-        torch.cuda.set_device(chosen)
     world = Ranks(chosen)
     try:
         yield world

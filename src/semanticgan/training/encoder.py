@@ -284,12 +284,14 @@ class EncoderTrainer:
         """Mean over images and foreground classes of IoU at G's resolution; NaN without validation images."""
         if len(val.images) == 0:
             return math.nan
+        predict = self.config.predict
 
         def scores(chosen: Sequence[int]) -> list[Tensor]:
-            if not chosen:
-                return []
-            seg_logits, predict = self.explain(val.images[list(chosen)])[1], self.config.predict
-            ious = ious_of(seg_logits, val.labels[list(chosen)], bool(predict.one_object), bool(predict.convex))
+            ious: list[Tensor] = []
+            for start in range(0, len(chosen), VALIDATED):  # each scored before the next is computed: maps take memory
+                some = list(chosen[start : start + VALIDATED])
+                seg_logits = self.explain(val.images[some])[1]
+                ious += ious_of(seg_logits, val.labels[some], bool(predict.one_object), bool(predict.convex))
             return [of_image[1:] for of_image in ious]
 
         return float(torch.stack(self.world.shared(range(len(val.images)), scores, chunk=VALIDATED)).nanmean())

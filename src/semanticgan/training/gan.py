@@ -304,7 +304,7 @@ class GanTrainer:
         if self.device.type != "cuda":
             return lambda: float(number)
         here = torch.empty((), pin_memory=True).copy_(number, non_blocking=True)
-        (arrived := torch.cuda.Event()).record()
+        (arrived := torch.cuda.Event()).record(torch.cuda.current_stream(self.device))
 
         def read() -> float:
             arrived.synchronize()

@@ -81,8 +81,11 @@ class Samples:
     @torch.no_grad()
     def draw(self, n: int, random: torch.Generator) -> tuple[Float[Tensor, "n c r r"], Int[Tensor, "n r r"]]:
         drawn = math.ceil(n / (1 - self.drop) / GROUP) * GROUP
-        z = torch.randn(drawn, self.G.z_dim, generator=random).to(self.G.synthesis.const.device)
-        img, seg_logits = self.G.synthesis(self.G.mapping(z), noise=self.G.noise_maps(drawn, random))
+        device, sides = self.G.synthesis.const.device, self.G.synthesis.noise_sides
+        z = torch.randn(drawn, self.G.z_dim, generator=random)
+        noise = [torch.randn(drawn, 1, side, side, generator=random) for side in sides]
+        z, *noise = (transforms.send(x, device) for x in (z, *noise))
+        img, seg_logits = self.G.synthesis(self.G.mapping(z), noise=noise)
         kept = self.credibility(img, seg_logits).argsort(descending=True, stable=True)[:n].sort().values
         return img[kept].float().clamp(-1, 1), seg_logits[kept].argmax(1)
 
