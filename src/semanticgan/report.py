@@ -13,7 +13,8 @@ from PIL import Image
 
 from semanticgan.charts import Series, chart, thinned
 from semanticgan.config import STUDENT
-from semanticgan.data.dataset import coded_as, read_image, read_mask
+from semanticgan.data.coding import coded_as
+from semanticgan.data.dataset import read_image, read_mask
 from semanticgan.data.sources import find_root, mask_path
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec

@@ -1,4 +1,3 @@
-import json
 import struct
 import time
 import zlib
@@ -8,7 +7,7 @@ import pytest
 from PIL import Image
 
 from semanticgan.data import dataset
-from semanticgan.data.dataset import coding_of, decide_labels, load_picture, read_image, read_mask, to_u8
+from semanticgan.data.dataset import load_picture, read_image, read_mask, to_u8
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 
@@ -282,66 +281,3 @@ def test_bad_masks_are_named(tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             read_mask(path, TWO, (3, 2))
         assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
-
-
-def write_masks(folder, *arrays):
-    return [saved(folder / f"{k}.png", np.array(a, np.uint8)) for k, a in enumerate(arrays)]
-
-
-def test_only_0_and_255_over_all_masks_is_binary(tmp_path):
-    labels, notes = decide_labels(tmp_path, write_masks(tmp_path, [[0, 255]], [[0, 0]]))
-    assert labels == BINARY
-    assert "255 is class 1" in notes[0]
-
-
-def test_1_bit_masks_are_binary(tmp_path):
-    path = saved(tmp_path / "m.png", np.array([[True, False]]))
-    assert decide_labels(tmp_path, [path])[0] == BINARY
-
-
-def test_255_beside_other_ids_is_ignored(tmp_path):
-    labels, notes = decide_labels(tmp_path, write_masks(tmp_path, [[0, 255]], [[0, 1]]))
-    assert labels == TWO
-    assert "255 is ignored" in notes[0]
-
-
-def test_classes_file_names_the_classes(tmp_path):
-    (tmp_path / "classes.json").write_text(json.dumps({"classes": [{"name": "sky"}, {"name": "ship", "color": [1, 2, 3]}]}))
-    labels, notes = decide_labels(tmp_path, write_masks(tmp_path, [[0, 1]]))
-    assert labels.names == ("sky", "ship") and labels.palette[1] == (1, 2, 3)
-    assert "sky, ship" in notes[0]
-
-
-@pytest.mark.parametrize("masks", [([[0, 0]],), ([[0, 2]], [[0, 0]]), ([[1, 1]],)])
-def test_a_class_never_labelled_is_an_error(tmp_path, masks):
-    with pytest.raises(UserError, match="never labelled"):
-        decide_labels(tmp_path, write_masks(tmp_path, *masks))
-
-
-def test_unknown_class_ids_name_the_file(tmp_path):
-    (tmp_path / "classes.json").write_text(json.dumps({"classes": [{"name": "a"}, {"name": "b"}]}))
-    with pytest.raises(UserError, match=r"1\.png: got class id 7, expected 0 to 1 \(classes\.json\)"):
-        decide_labels(tmp_path, write_masks(tmp_path, [[0, 1]], [[0, 7]]))
-    (tmp_path / "classes.json").unlink()
-    with pytest.raises(UserError, match=r"1\.png: got class id 254, expected 0 to 253"):
-        decide_labels(tmp_path, write_masks(tmp_path, [[0, 1]], [[0, 254]]))
-
-
-def test_all_bad_masks_are_listed_up_to_twenty(tmp_path):
-    paths = [tmp_path / f"{k}.png" for k in range(30)]
-    for path in paths:
-        path.write_text("no")
-    with pytest.raises(UserError) as caught:
-        decide_labels(tmp_path, paths)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 21 and lines[0].startswith(str(paths[0])) and lines[-1] == "and 10 more"
-    with pytest.raises(UserError, match="no masks"):
-        decide_labels(tmp_path, [])
-
-
-def test_the_coding_of_masks():
-    zeros, ids, whites = (np.bincount(np.array(values), minlength=256) for values in ([0], [0, 1], [0, 255]))
-    for counts, expected in (
-        ([], None), ([zeros], None), ([zeros, whites], "binary"), ([whites, ids], "index"), ([zeros, ids], "index")
-    ):  # fmt: skip
-        assert coding_of(iter(counts)) == expected

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from semanticgan.cli.output import require_file, write_text
-from semanticgan.data.dataset import coded_as
+from semanticgan.data.coding import coded_as
 from semanticgan.data.sources import find_root, list_images, mask_path
 from semanticgan.errors import UserError
 from semanticgan.evaluation import evaluate, to_csv

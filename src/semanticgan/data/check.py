@@ -10,15 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from semanticgan.data.dataset import (
-    MAX_FRAMES,
-    count_values,
-    is_grey,
-    label_notes,
-    labels_from_values,
-    load_picture,
-    read_mask,
-)
+from semanticgan.data.coding import count_values, label_notes, labels_from_values
+from semanticgan.data.dataset import MAX_FRAMES, is_grey, load_picture, read_mask
 from semanticgan.data.sources import Sources, find_root, find_sources, list_images, mask_path, stray_masks
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
@@ -27,6 +20,7 @@ from semanticgan.visuals import grid, overlay, save_png, to_rgb
 _SHEET_LABELED, _SHEET_OTHERS, _SHEET_COLUMNS, _SHEET_SIDE = 24, 16, 8, 160
 _FLAT = 8  # grey levels between the darkest and the brightest pixel, by channel, of a near-constant image
 _RARE = 0.001  # share of pixels
+MOST_UNNAMED = 8  # classes; more of them may be numbers of objects
 
 
 @dataclass
@@ -172,18 +166,23 @@ def _report_masks(report: Report, root: Path, sources: Sources, findings: dict[s
     counts = {path: c for path in masked if (c := findings[path].counts) is not None}
     if not counts:
         return None
-    holders = {int(v): mask_path(root / path) for path in reversed(counts) for v in np.flatnonzero(counts[path])}
+    by_mask = {mask_path(root / path): c for path, c in counts.items()}
     try:
-        labels = labels_from_values(root, holders)
+        labels = labels_from_values(root, by_mask)
     except UserError as error:
         report.errors += str(error).splitlines()
         return None
-    report.lines += label_notes(labels, len(counts), np.sum([*counts.values()], axis=0))
-    for path, values in counts.items():
+    report.lines += label_notes(labels, by_mask)
+    for mask, values in by_mask.items():
         try:
             labels.to_index(np.flatnonzero(values))
         except UserError as error:
-            report.errors.append(f"{mask_path(root / path)}: {error}; correct the mask or classes.json")
+            report.errors.append(f"{mask}: {error}; correct the mask or classes.json")
+    if labels.num_classes > MOST_UNNAMED and not (root / "classes.json").exists():
+        report.warnings.append(
+            f"{labels.num_classes} classes without names: give them names in classes.json, "
+            "or if the values number objects, make them one class"
+        )
     for role, paths in (("labelled", sources.labeled), ("validation", sources.val)):
         _report_shares(report, role, [counts[path] for path in paths if path in counts], labels)
     return labels

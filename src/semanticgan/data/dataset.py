@@ -3,19 +3,17 @@
 import struct
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from jaxtyping import Int64, Shaped, UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from semanticgan.errors import UserError
-from semanticgan.labels import IGNORE_INDEX, LabelSpec
+from semanticgan.labels import LabelSpec
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 200_000_000
@@ -224,101 +222,3 @@ def read_mask(path: Path, labels: LabelSpec, size: tuple[int, int] | None = None
         return labels.to_index(values)
     except UserError as error:
         raise UserError(f"{path}: {error}; correct the mask or classes.json") from None
-
-
-def count_values(path: Path, size: tuple[int, int] | None = None) -> Int64[np.ndarray, "256"]:
-    """How many pixels of a mask file have each value; `size` is its image's width and height.
-
-    Raises UserError naming the file.
-    """
-    values = read_mask_values(path, size)
-    if values.max() > 255:
-        raise UserError(f"{path}: got class id {int(values.max())}, expected 0 to 253, or 255 for ignored pixels")
-    return np.bincount(values.astype(np.uint8).reshape(-1), minlength=256)
-
-
-def coding_of(counts: Iterable[Int64[np.ndarray, "256"]]) -> Literal["index", "binary"] | None:
-    """The coding of masks with these values (`count_values`): "binary" where 255 occurs and nothing else but 0.
-
-    None where there is no value above 0. No further than the first mask that shows a class id.
-    """
-    seen = False
-    for count in counts:
-        if count[1:IGNORE_INDEX].any():
-            return "index"
-        seen = seen or bool(count[IGNORE_INDEX])
-    return "binary" if seen else None
-
-
-def coded_as(labels: LabelSpec, mask_files: Sequence[Path]) -> LabelSpec:
-    """A model's classes in the coding of masks that it has not seen. Where there are more than two, 255 is always ignored.
-
-    Raises UserError naming a file that is no mask.
-    """
-    if labels.num_classes > 2:
-        return labels
-    return labels.model_copy(update={"coding": coding_of(map(count_values, mask_files)) or labels.coding})
-
-
-def labels_from_values(root: Path, holders: dict[int, Path]) -> LabelSpec:
-    """The classes and the coding of masks in which these values occur (each with a file that holds it).
-
-    The names are those of classes.json in the data folder, if there. Raises UserError when a value is no class or a
-    class is never labelled.
-    """
-    found = sorted(holders)
-    binary = IGNORE_INDEX in found and set(found) <= {0, IGNORE_INDEX}
-    used = {1 if binary and v == IGNORE_INDEX else v for v in found} - {IGNORE_INDEX}
-    top = max(used, default=0)
-    named = (root / "classes.json").exists()
-    coding: Literal["index", "binary"] = "binary" if binary else "index"
-    labels = LabelSpec.from_file(root / "classes.json", coding) if named else LabelSpec.unnamed(min(254, max(2, top + 1)), coding)
-    source = "classes.json" if named else f"the highest class id, in {holders[top]}" if top > 1 else "no classes.json"
-    expected = f"0 to {labels.num_classes - 1} ({source}), or 255 for ignored pixels"
-    raise_problems([f"{holders[v]}: got class id {v}, expected {expected}" for v in sorted(used) if v >= labels.num_classes])
-    missing = [f"{k} ({labels.names[k]})" for k in range(labels.num_classes) if k not in used]
-    if missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise UserError(
-            f"{root}: class {shown} is never labelled in the masks, expected all {labels.num_classes} classes"
-            f" ({source}); label some pixels of each"
-        )
-    return labels
-
-
-def decide_labels(root: Path, mask_files: Sequence[Path]) -> tuple[LabelSpec, tuple[str, ...]]:
-    """The classes and the coding of the masks, decided once over all of them, and the lines that say so.
-
-    Only 0 and 255 occur: 255 is class 1; else 255 is ignored. Raises UserError with every problem.
-    """
-    if not mask_files:
-        raise UserError(f"{root}: no masks, expected at least one; draw some or give --labeled")
-    counts, problems = np.zeros(256, np.int64), []
-    holders: dict[int, Path] = {}
-    with ThreadPoolExecutor(2) as pool:
-        for path, result in zip(mask_files, pool.map(_try_count, mask_files), strict=True):
-            if isinstance(result, str):
-                problems.append(result)
-            else:
-                counts += result
-                holders = {int(v): path for v in np.flatnonzero(result)} | holders
-    raise_problems(problems)
-    labels = labels_from_values(root, holders)
-    return labels, label_notes(labels, len(mask_files), counts)
-
-
-def _try_count(path: Path) -> np.ndarray | str:
-    try:
-        return count_values(path)
-    except UserError as error:
-        return str(error)
-
-
-def label_notes(labels: LabelSpec, num_masks: int, counts: Int64[np.ndarray, "256"]) -> tuple[str, ...]:
-    """What was decided about the masks, to be said aloud."""
-    if labels.coding == "binary":
-        coding = "only 0 and 255 occur, 255 is class 1"
-    else:
-        ignored = counts[IGNORE_INDEX] / max(1, counts.sum())
-        coding = f"pixels are class ids, 255 is ignored ({ignored:.1%} of pixels)"
-    return (f"masks: {num_masks}, {coding}; classes: {', '.join(labels.names)}",)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from semanticgan.config import STUDENT, Config, ModelConfig, build_config, levels, parse_override, require_levels_fit
-from semanticgan.data.dataset import decide_labels
+from semanticgan.data.coding import decide_labels
 from semanticgan.data.sources import find_sources, mask_path
 from semanticgan.errors import UserError
 from semanticgan.evaluation import MARGIN, Choice, choose, evaluate

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from semanticgan.config import STUDENT, Config, build_config, choose_preset
-from semanticgan.data.dataset import decide_labels, load_picture
+from semanticgan.data.coding import decide_labels
+from semanticgan.data.dataset import load_picture
 from semanticgan.data.pack import Packed, detect_channels, pack
 from semanticgan.data.sources import Sources, find_sources, mask_path
 from semanticgan.errors import UserError

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from semanticgan.data.dataset import coding_of, count_values, read_mask
+from semanticgan.data.coding import coding_of, count_values
+from semanticgan.data.dataset import read_mask
 from semanticgan.data.sources import find_root, has_mask, list_images, mask_path, sharing_a_mask
 from semanticgan.errors import UserError
 from semanticgan.files import replacing
