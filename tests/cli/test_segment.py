@@ -101,6 +101,26 @@ def test_grey_deep_and_rotated_images(command, model_folder, tmp_path):
     assert sizes == {"grey.png": (24, 16), "deep.png": (24, 16), "turned.png": (16, 24)}
 
 
+def test_masks_of_others_are_not_written_over(command, model_folder, tmp_path):
+    add_pair(tmp_path / "data", "a", 0)
+    before = (tmp_path / "data/masks/a.png").read_bytes()
+    done = command("segment", model_folder, tmp_path / "data/images/a.png", "--out", tmp_path / "data", "--steps", 0)
+    assert done.code == 2 and len(done.errors) == 1
+    assert "data: holds masks that `segment` did not write and would write over; name another folder" in done.errors[0]
+    assert (tmp_path / "data/masks/a.png").read_bytes() == before
+    for _ in range(2):  # its own it does write again
+        assert command("segment", model_folder, tmp_path / "data", "--out", tmp_path / "out", "--steps", 0).code == 0
+
+
+def test_stacks_are_told(command, model_folder, tmp_path):
+    first, *others = (Image.fromarray(scene(k)[0]) for k in range(3))
+    first.save(tmp_path / "stack.tif", save_all=True, append_images=others)
+    done = command("segment", model_folder, tmp_path / "stack.tif", "--out", tmp_path / "out", "--steps", 0)
+    assert (
+        done.code == 0 and "stack.tif: holds several pictures, as 1 of the files do; the first of each was segmented" in done.out
+    )
+
+
 def test_images_unlike_the_validation_images_are_pointed_out(command, model_folder, tmp_path):
     config = json.loads((model_folder / "config.json").read_text())
     config["distance_quantiles"] = [k / 1e6 for k in range(21)]

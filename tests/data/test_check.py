@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -148,6 +150,45 @@ def test_odd_images_are_warned_of(root):
     only(report.warnings, "more/black.png: near-constant image")
     only(report.warnings, "more/stack.tif: holds 3 pictures, only the first is read")
     only(report.lines, "depth: 1 images have more than 8 bits")
+
+
+def test_turned_images_with_masks_are_warned_of(root):
+    """Their masks may have been drawn on the picture as it is stored."""
+    upside_down = Image.Exif()
+    upside_down[0x0112] = 3
+    for name in ("images/3.png", "images/5.png", "more/turned.jpg"):
+        Image.fromarray(np.asarray(Image.open(root / "images/4.png"))).save(root / name, exif=upside_down)
+    only(check(root).warnings, "images/", "is turned by its EXIF orientation, as viewers do (2 images with masks are)")
+
+
+def test_many_classes_without_names_are_warned_of(root):
+    numbered = np.repeat(np.arange(12, dtype=np.uint8), 100).reshape(30, 40)
+    for k in range(8):
+        Image.fromarray(numbered).save(root / f"masks/{k}.png")
+    only(check(root).warnings, "12 classes without names", "if the values number objects, make them one class")
+    classes = [{"name": f"organ {k}"} for k in range(12)]
+    (root / "classes.json").write_text(json.dumps({"classes": classes}))
+    assert check(root).warnings == []
+
+
+def test_files_of_other_formats_are_told(root):
+    (root / "more/a.gif").touch()
+    only(check(root).lines, "passed over: files that are not read as images, .gif (1)")
+
+
+def test_the_sheet_shows_validation_masks_too(root, tmp_path):
+    """A mask that is drawn on differs from the bare image."""
+    mask = np.zeros((30, 40), np.uint8)
+    (root / "v.txt").write_text("images/7.png\nimages/6.png")
+    (root / "l.txt").write_text("\n".join(f"images/{k}.png" for k in range(6)))
+    pictures = []
+    for value in (0, 1):
+        mask[5:25, 5:35] = value
+        for k in (6, 7):
+            Image.fromarray(mask).save(root / f"masks/{k}.png")
+        check(root, ["l.txt"], ["more"], ["v.txt"], out_sheet=tmp_path / "sheet.png")
+        pictures.append((tmp_path / "sheet.png").read_bytes())
+    assert pictures[0] != pictures[1]
 
 
 def test_binary_masks(root):

@@ -119,6 +119,21 @@ def test_constant_16_bit_image_is_no_division_by_zero(tmp_path):
     assert (read_image(saved(tmp_path / "a.png", np.full((4, 4), 700, np.uint16)), 1) == 0).all()
 
 
+@pytest.mark.parametrize("bits", [12, 16])
+def test_16_bit_colour_is_read_by_its_upper_byte_or_refused(tmp_path, bits):
+    """Pillow drops the lower byte; of 12 bits it leaves four."""
+    values = (np.linspace(0, 1, 300) * (2**bits - 1)).astype(">u2").reshape(10, 10, 3)
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 10, 10, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    if bits == 16:
+        assert (read_image(tmp_path / "a.png", 3) == values >> 8).all()
+    else:
+        with pytest.raises(UserError, match=r"a\.png: got 16 bits in colour, .* they reach 15 of 255"):
+            read_image(tmp_path / "a.png", 3)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation(tmp_path, orientation):
     upright = np.zeros((40, 24, 3), np.uint8)
@@ -131,7 +146,7 @@ def test_exif_rotation(tmp_path, orientation):
     exif[0x0112] = orientation
     picture = load_picture(saved(tmp_path / "a.png", image, exif=exif), 3)
     assert (picture.pixels == upright).all()
-    assert picture.size == (24, 40)
+    assert picture.size == (24, 40) and picture.turned == (orientation > 1)
 
 
 def test_at_least_keeps_twice_the_resolution_and_the_size(tmp_path):

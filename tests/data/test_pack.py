@@ -152,6 +152,14 @@ def test_16_bit_images_are_said_aloud(tmp_path):
     assert packed.notes == ("1 images have more than 8 bits a channel: stretched between their .1 and 99.9 percentiles",)
 
 
+def test_stacks_are_said_aloud(tmp_path):
+    (tmp_path / "images").mkdir()
+    first, second = (Image.fromarray(np.full((20, 20), value, np.uint8)) for value in (90, 200))
+    first.save(tmp_path / "images/a.tif", save_all=True, append_images=[second])
+    packed = pack(tmp_path, ["images/a.tif"], data=DATA, labels=None, cache=tmp_path / "cache")
+    assert packed.notes == ("1 files hold several pictures, of which the first is read",) and (packed.images == 90).all()
+
+
 def test_two_runs_at_once(files):
     root, paths, cache = files
     results, errors = [], []

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from semanticgan.data.sources import draw_validation, find_sources, list_images, mask_path
+from semanticgan.data.sources import draw_validation, find_sources, list_images, mask_path, passed_over, stray_masks
 from semanticgan.errors import UserError
 
 
@@ -60,14 +60,23 @@ def test_list_keeps_its_order_and_drops_repeats(root):
     assert list_images(root, spec) == list_images(root, "l.txt") == ["images/a03.jpg", "images/a01.jpg"]
 
 
-def test_paths_as_given_come_before_paths_below_the_root(root, tmp_path, monkeypatch):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images/a00.jpg").touch()
-    monkeypatch.chdir(tmp_path)
-    assert list_images(root, write_list(root / "l.txt", "images/a00.jpg", "images/a01.jpg")) == [
-        (tmp_path / "images/a00.jpg").as_posix(),
-        "images/a01.jpg",
+def test_a_list_means_its_own_data_folder_first(root, tmp_path, monkeypatch):
+    other = fill(tmp_path / "other")
+    monkeypatch.chdir(other)
+    (other / "images/b.jpg").touch()
+    assert list_images(root, write_list(root / "l.txt", "images/a00.jpg", "images/b.jpg")) == [
+        "images/a00.jpg",
+        (other / "images/b.jpg").as_posix(),
     ]
+
+
+def test_a_name_that_means_two_places_is_refused(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(fill(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"^images: got two such places, .*other/images and .*data/images; write \./images for"):
+        list_images(root, "images")
+    assert list_images(root, "./images")[0] == (tmp_path / "other/images/a00.jpg").as_posix()
+    monkeypatch.chdir(root)
+    assert list_images(root, "images")[0] == "images/a00.jpg"
 
 
 def test_the_same_file_has_one_name_through_links_and_dots(root, tmp_path):
@@ -150,6 +159,29 @@ def test_validation_draw_is_a_tenth_at_least_two_and_stable():
     assert len({*draw_validation(names)} & {*draw_validation([*names, "images/new.png"])}) >= 9
 
 
+def test_whole_folders_are_drawn_where_there_are_ten():
+    """Slices of a volume are alike, and a score on those between training slices flatters."""
+    volumes = [f"images/{v:02}/{k}.png" for v in range(20) for k in range(6)]
+    drawn = draw_validation(volumes)
+    assert len(drawn) == 12 and len({name.split("/")[1] for name in drawn}) == 2
+    large = [f"images/large/{k}.png" for k in range(300)]  # of 420 images a tenth, and the large folder is more
+    assert not {*large} & {*draw_validation([*volumes, *large])}
+    few = [name for name in volumes if name < "images/09"]
+    assert len({name.split("/")[1] for name in draw_validation(few)}) > 1
+
+
+def test_held_out_images_beside_training_images_of_their_folder_are_told(tmp_path):
+    for volume in ("one", "two"):
+        for k in range(6):
+            for kind, suffix in (("images", "jpg"), ("masks", "png")):
+                path = tmp_path / kind / volume / f"{k}.{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    notes = "\n".join(find_sources(tmp_path).notes)
+    assert "warning: images/" in notes and "hold whole ones out with --val" in notes
+    assert "unlabelled: 10 images, the labelled ones included: 6 in images/two, 4 in images/one" in notes
+
+
 def test_lists_are_taken_as_they_are(root):
     labeled = write_list(root / "l.txt", "images/a00.jpg", "images/a01.jpg")
     val = write_list(root / "v.txt", "images/a05.jpg")
@@ -205,6 +237,41 @@ def test_no_labels_at_all_and_too_few(tmp_path):
         find_sources(fill(tmp_path / "a", labeled=0))
     with pytest.raises(UserError, match="got 2 labelled images, expected at least 3"):
         find_sources(fill(tmp_path / "b", labeled=2))
+
+
+def test_what_lies_in_the_folder_comes_before_a_link_to_it(root):
+    """Else an image would have the link's name, below which no mask lies."""
+    (root / "a_link").symlink_to(root / "images")
+    assert list_images(root, str(root)) == [
+        *(f"images/a{k:02}.jpg" for k in range(12)),
+        *(f"more/images/u{k}.png" for k in range(5)),
+    ]
+
+
+def test_a_link_to_a_mask_that_is_not_there_is_told(root):
+    (root / "masks/a01.png").unlink(missing_ok=True)
+    (root / "masks/a01.png").symlink_to(root / "nowhere.png")
+    assert stray_masks(root) == [f"{root}/masks/a01.png: link to a mask that is not there; fetch it, or remove the link"]
+
+
+def test_names_that_only_look_alike_are_told(root):
+    (root / "images" / "k\u00e4se.jpg").touch()
+    (root / "masks" / "ka\u0308se.png").touch()
+    (problem,) = stray_masks(root)
+    assert "composed in another way (Unicode); rename one of them" in problem
+
+
+def test_images_of_other_formats_are_counted(root, tmp_path):
+    for name in ("a.gif", "b.GIF", "c.nii.gz", "masks/d.gif", ".e.gif"):
+        (root / name).touch()
+    assert passed_over(root).startswith(
+        "passed over: files that are not read as images, .gif (2), .nii.gz (1); `semanticgan convert`"
+    )
+    assert passed_over(root / "more") == ""
+    (tmp_path / "volumes").mkdir()
+    (tmp_path / "volumes/a.nii.gz").touch()
+    with pytest.raises(UserError, match=r"no images in this folder, expected .*; passed over: .* \.nii\.gz \(1\)"):
+        list_images(tmp_path, str(tmp_path / "volumes"))
 
 
 def test_masks_that_no_image_finds(root):

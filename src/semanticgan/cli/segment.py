@@ -36,6 +36,7 @@ class _Outcome:
     row: dict[str, Any] | None
     problem: str | None
     stretched: bool
+    stacked: bool  # the file has further pictures
 
 
 class _Reader:
@@ -46,6 +47,7 @@ class _Reader:
         self.waiting: deque[tuple[Input, np.ndarray]] = deque()
         self.problems: dict[Input, str] = {}
         self.stretched: set[Input] = set()
+        self.stacked: set[Input] = set()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for item in self.items:
@@ -56,6 +58,8 @@ class _Reader:
                 continue
             if picture.stretched:
                 self.stretched.add(item)
+            if picture.frames > 1:
+                self.stacked.add(item)
             self.waiting.append((item, picture.pixels))
             yield picture.pixels
 
@@ -98,7 +102,8 @@ def _summarise(
     failed = [{"file": file, "error": error} for file, error in problems.items()]
     write_text(out / "summary.json", json.dumps({**settings, "images": rows, "failed": failed}, indent=1) + "\n")
     stretched = [item for item, outcome in zip(inputs.images, outcomes, strict=True) if outcome.stretched]
-    for line in _last_words(rows, stretched, out):
+    stacked = [item for item, outcome in zip(inputs.images, outcomes, strict=True) if outcome.stacked]
+    for line in _last_words(rows, stretched, stacked, out):
         say(line)
     if problems:
         raise UserError("\n".join(problems.values()))
@@ -126,7 +131,9 @@ def _segment(
                 say(f"{len(rows)} of {len(items)} images  {len(rows) / (said - start):.1f} images/s")
         for written, _ in pending:
             written.result()
-    return [_Outcome(rows.get(item), reader.problems.get(item), item in reader.stretched) for item in items]
+    return [
+        _Outcome(rows.get(item), reader.problems.get(item), item in reader.stretched, item in reader.stacked) for item in items
+    ]
 
 
 def _write_result(
@@ -155,11 +162,13 @@ def _row(model: "SemanticGAN", item: Input, result: "Segmentation", steps: int |
     }
 
 
-def _last_words(rows: Sequence[dict[str, Any]], stretched: Sequence[Input], out: Path) -> Iterable[str]:
+def _last_words(rows: Sequence[dict[str, Any]], stretched: Sequence[Input], stacked: Sequence[Input], out: Path) -> Iterable[str]:
     kinds = ["masks", "overlays", *(["reconstructions"] if any(row["distance"] is not None for row in rows) else [])]
     yield f"{len(rows)} images segmented: {', '.join(f'{out}/{name}' for name in (*kinds, 'summary.json'))}"
     if stretched:
         yield f"{stretched[0].path}: more than 8 bits, stretched between its .1 and 99.9 percentiles; so are others like it"
+    if stacked:
+        yield f"{stacked[0].path}: holds several pictures, as {len(stacked)} of the files do; the first of each was segmented"
     unusual = [row for row in rows if (row["distance_rank"] or 0) > UNUSUAL]
     if unusual:
         yield (

@@ -12,7 +12,7 @@ from PIL import Image
 
 from semanticgan.data.coding import count_values, label_notes, labels_from_values
 from semanticgan.data.dataset import MAX_FRAMES, is_grey, load_picture, read_mask
-from semanticgan.data.sources import Sources, find_root, find_sources, list_images, mask_path, stray_masks
+from semanticgan.data.sources import Sources, find_root, find_sources, list_images, mask_path, passed_over, stray_masks
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.visuals import grid, overlay, save_png, to_rgb
@@ -41,6 +41,7 @@ class _Finding:
     size: tuple[int, int] = (0, 0)
     grey: bool = False
     deep: bool = False
+    turned: bool = False
     frames: int = 1
     flat: bool = False
     digest: bytes = b""
@@ -65,6 +66,7 @@ def _inspect(root: Path, path: str, with_mask: bool) -> _Finding:
         size=picture.size,
         grey=is_grey(pixels),
         deep=picture.stretched,
+        turned=picture.turned,
         frames=picture.frames,
         flat=all(np.ptp(pixels[:, :, k]) < _FLAT for k in range(3)),
         digest=hashlib.sha256(np.ascontiguousarray(pixels).tobytes() + str(pixels.shape).encode()).digest(),
@@ -98,6 +100,8 @@ def check(
     sources = _sources(root, labeled, unlabeled, val, report)
     findings = {finding.path: finding for finding in _inspect_all(root, sources)}
     _report_files(report, findings)
+    _report_turned(report, sources, findings)
+    report.lines += [other] if (other := passed_over(root)) else []
     _report_copies(report, sources, findings)
     labels = _report_masks(report, root, sources, findings)
     if out_sheet is not None:
@@ -146,6 +150,16 @@ def _report_files(report: Report, findings: dict[str, _Finding]) -> None:
             report.warnings.append(
                 f"{f.path}: holds {f.frames} pictures{more}, only the first is read; split it if you want the others"
             )
+
+
+def _report_turned(report: Report, sources: Sources, findings: dict[str, _Finding]) -> None:
+    """Warn of masks whose images are turned when read: they may have been drawn on the picture as it is stored."""
+    turned = [path for path in dict.fromkeys([*sources.labeled, *sources.val]) if findings[path].turned]
+    if turned:
+        report.warnings.append(
+            f"{turned[0]}: is turned by its EXIF orientation, as viewers do ({len(turned)} images with masks are); "
+            "their masks must be drawn on the turned picture: look at them on the contact sheet"
+        )
 
 
 def _report_copies(report: Report, sources: Sources, findings: dict[str, _Finding]) -> None:
@@ -212,7 +226,8 @@ def _report_shares(report: Report, role: str, counts: list[np.ndarray], labels: 
 
 
 def _write_sheet(path: Path, root: Path, sources: Sources, findings: dict[str, _Finding], labels: LabelSpec | None) -> None:
-    labeled = [p for p in sources.labeled if labels is not None and findings[p].counts is not None]
+    masked = dict.fromkeys([*sources.labeled, *sources.val])
+    labeled = [p for p in masked if labels is not None and findings[p].counts is not None]
     known = set(labeled)
     others = [p for p in sources.unlabeled if p not in known and findings[p].error is None]
     cells = [_cell(root, p, labels) for p in _spread(labeled, _SHEET_LABELED)]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -16,12 +17,14 @@ from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+VOLUMES = (".nii", ".nii.gz", ".dcm")
 MAX_PIXELS = 200_000_000
 MAX_PROBLEMS = 20
 MAX_WEBP_SIDE = 16_383  # of a still image; an animation's canvas may claim more
 MAX_FRAMES = 100
 # What Pillow raises on bad files.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error)
+DARK = 64  # of 255: 16-bit colour that stays below has most of what it shows in the lower bytes, which are not read
 BIG_PIXELS = 20_000_000  # images above are decoded one at a time, which bounds the memory
 _one_big = threading.Lock()
 
@@ -38,6 +41,7 @@ class Picture:
     size: tuple[int, int]  # the file's width and height, after EXIF rotation
     stretched: bool  # more than 8 bits a channel, stretched between percentiles
     frames: int = 1  # pictures in the file, of which the first was read
+    turned: bool = False  # by its EXIF orientation
 
 
 def raise_problems(problems: Sequence[str], summary: str = "") -> None:
@@ -57,7 +61,10 @@ def _naming(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; correct the list or the path") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path}: not an image, expected PNG, JPEG, TIFF, BMP or WebP; replace or remove it") from None
+        advice = "`semanticgan convert` reads NIfTI and DICOM" if path.name.lower().endswith(VOLUMES) else "replace or remove it"
+        if path.suffix.lower() in (".tif", ".tiff"):
+            advice = "a TIFF may hold 8 or 16 bits in grey, or 8 in colour; save it so, or remove it"
+        raise UserError(f"{path}: not an image, expected PNG, JPEG, TIFF, BMP or WebP; {advice}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"{MAX_PIXELS // 10**6} million pixels"
         raise UserError(f"{path}: enormous image, expected at most {limit}; make it smaller or remove it") from None
@@ -84,11 +91,13 @@ def _decoded(path: Path, at_least: int | None = None) -> Iterator[tuple[Image.Im
                 if at_least is not None and image.format in ("JPEG", "MPO"):
                     image.draft(None, (at_least, at_least))
                 frames = _num_frames(image)
+                cut = not is_deep(image) and any(";16" in str(tile[3]) for tile in image.tile)  # Pillow drops the lower bytes
                 image.load()
-                image.info["frames"] = frames
-                turned = image.getexif().get(0x0112, 1) >= 5
+                image.info |= {"frames": frames, "cut": cut}
+                orientation = image.getexif().get(0x0112, 1)
                 ImageOps.exif_transpose(image, in_place=True)
-            yield image, (size[1], size[0]) if turned else size
+                image.info["turned"] = 2 <= orientation <= 8
+            yield image, (size[1], size[0]) if 5 <= orientation <= 8 else size
 
 
 def _num_frames(image: Image.Image) -> int:
@@ -139,17 +148,28 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
+def _extrema(image: Image.Image) -> list[tuple[int, int]]:
+    """Darkest and brightest value of each channel."""
+    found: Any = image.getextrema()
+    return list(found) if isinstance(found[0], tuple) else [found]
+
+
 def load_picture(path: Path, channels: int, at_least: int | None = None) -> Picture:
     """Read an image with what the file held before; `at_least` lets it be halved while both sides stay so long.
 
     Raises UserError naming the file.
     """
     with _decoded(path, at_least) as (image, size):
-        stretched, frames = is_deep(image), image.info.get("frames", 1)
+        stretched, frames, turned = is_deep(image), image.info["frames"], image.info["turned"]
+        if image.info["cut"] and (brightest := max(high for _, high in _extrema(image))) < DARK:
+            raise UserError(
+                f"{path}: got 16 bits in colour, of which the upper 8 are read, and they reach {brightest} of 255; "
+                "stretch it and save it in 8 bits"
+            )
         pixels = _eight_bits(image, channels)
         if at_least is not None and (factor := min(pixels.size) // at_least) >= 2:
             pixels = pixels.reduce(factor)
-        return Picture(_array(pixels), size, stretched, frames)
+        return Picture(_array(pixels), size, stretched, frames, turned)
 
 
 def is_grey(pixels: UInt8[np.ndarray, "h w c"]) -> bool:
@@ -161,8 +181,8 @@ def is_grey(pixels: UInt8[np.ndarray, "h w c"]) -> bool:
 def read_image(path: Path, channels: int) -> UInt8[np.ndarray, "h w c"]:
     """Read an image upright in 1 or 3 channels: PNG, JPEG, TIFF, BMP or WebP of any mode.
 
-    More than 8 bits a channel are stretched between the .1 and 99.9 percentiles. Raises UserError naming the file
-    when it is missing, not an image, broken, or above 200 million pixels.
+    More than 8 bits in grey are stretched between the .1 and 99.9 percentiles; of 16 in colour the upper 8 are read. Raises
+    UserError naming the file when it is missing, not an image, broken, above 200 million pixels, or too dark for that.
     """
     return load_picture(path, channels).pixels
 
@@ -196,14 +216,17 @@ def read_mask_values(path: Path, size: tuple[int, int] | None = None) -> Shaped[
         if image.format in ("JPEG", "MPO"):
             raise UserError(f"{path}: got a mask in JPEG, which blurs class ids; store masks as PNG")
         if size is not None and full != size:
-            raise UserError(
-                f"{path}: got a mask of {full[0]}x{full[1]}, expected its image's {size[0]}x{size[1]}; redraw it at that size"
-            )
+            turned = ", or if its image has an EXIF orientation turn it likewise" if full == size[::-1] else ""
+            expected = f"expected its image's {size[0]}x{size[1]}; redraw it at that size{turned}"
+            raise UserError(f"{path}: got a mask of {full[0]}x{full[1]}, {expected}")
         values = np.asarray(image.convert("L") if image.mode == "1" else image)
     if values.ndim == 3:
         grey = image.mode in ("LA", "PA") or (values[:, :, :3] == values[:, :, :1]).all()
         if not grey:
-            raise UserError(f"{path}: got a colour mask ({image.mode}), expected class ids in one grey or palette channel")
+            raise UserError(
+                f"{path}: got a colour mask ({image.mode}), expected class ids in one grey or palette channel; "
+                "`semanticgan convert --classes classes.json` reads colours"
+            )
         values = values[:, :, 0]
     if values.dtype.kind == "f" and not (np.isfinite(values).all() and (values == np.rint(values)).all()):
         raise UserError(f"{path}: got a mask of fractions, expected whole class ids")

@@ -126,18 +126,18 @@ def _prune(cache: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-Result = tuple[np.ndarray, np.ndarray | None, bool] | str
+Result = tuple[np.ndarray, np.ndarray | None, tuple[bool, bool]] | str
 
 
 def _read_one(root: Path, path: str, data: DataConfig, labels: LabelSpec | None) -> Result:
-    """One image and its label at the packed size, and whether it was stretched; or what is wrong with it."""
+    """One image and its label at the packed size, whether it was stretched and is the first of several; or what is wrong."""
     try:
         picture = load_picture(root / path, data.num_channels, at_least=2 * data.resolution)
-        image = fit_image(picture.pixels, data.resolution, data.fit)
+        image, about = fit_image(picture.pixels, data.resolution, data.fit), (picture.stretched, picture.frames > 1)
         if labels is None:
-            return image, None, picture.stretched
+            return image, None, about
         label = read_mask(mask_path(root / path), labels, picture.size)
-        return image, fit_label(label, data.resolution, data.fit, labels.num_classes), picture.stretched
+        return image, fit_label(label, data.resolution, data.fit, labels.num_classes), about
     except UserError as error:
         return str(error)
 
@@ -169,7 +169,7 @@ def _write(
     labels: LabelSpec | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    good, problems, deep = [], [], 0
+    good, problems, deep, stacked = [], [], 0, 0
     allowed = 0 if labels is not None else int(BROKEN_SHARE * len(paths))
     with open(folder / "images.u8", "wb") as images, open(folder / "labels.u8", "wb") as label_maps:
         for done, (path, result) in enumerate(zip(paths, _read_all(root, paths, data, labels), strict=False), 1):
@@ -182,13 +182,16 @@ def _write(
                 if result[1] is not None:
                     _append(label_maps, result[1])
                 good.append(path)
-                deep += result[2]
+                deep += result[2][0]
+                stacked += result[2][1]
             if progress is not None and (done % 50 == 0 or done == len(paths)):
                 progress(done, len(paths))
     if len(problems) > allowed:
         kind = "images or masks" if labels is not None else f"images, more than 1 % of {len(paths)}"
         raise_problems(problems, f"{root}: {len(problems)}{' or more' if done < len(paths) else ''} bad {kind}:")
     notes = [f"{deep} images have more than 8 bits a channel: stretched between their .1 and 99.9 percentiles"] if deep else []
+    if stacked:
+        notes.append(f"{stacked} files hold several pictures, of which the first is read")
     if problems:
         notes.append(f"left out {len(problems)} broken images of {len(paths)}")
     index = {"paths": good, "labels": labels is not None, "left_out": problems, "notes": notes}

@@ -2,16 +2,19 @@
 
 import hashlib
 import os
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from semanticgan.data.dataset import raise_problems
+from semanticgan.data.dataset import VOLUMES, raise_problems
 from semanticgan.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".bmp", ".webp")
+OTHERS = (".gif", ".jp2", ".heic", ".avif", ".svs", ".npy", ".mha", ".nrrd", *VOLUMES)  # images, for others
 CONTACT_SHEET = "contact_sheet.png"  # of `check`: no image of the data, wherever it lies
 
 
@@ -59,8 +62,9 @@ def find_root(root: Path) -> Path:
 def list_images(root: Path, spec: str) -> list[str]:
     """The images that `spec` means: a folder (all below it) or a text file of paths, one a line, `#` for remarks.
 
-    `spec` and the lines are looked up as given, else below `root`. Sorted for a folder, in the file's order for a
-    list; each image once. Raises UserError with every line that leads nowhere.
+    `spec` is looked up as given, else below `root`; the lines below `root`, else as given. Sorted for a folder, in the file's
+    order for a list; each image once. Raises UserError with every line that leads nowhere, and for a `spec` that names one
+    place as given and another below `root`.
     """
     path = _look_up(root, spec)
     if path is None:
@@ -68,29 +72,63 @@ def list_images(root: Path, spec: str) -> list[str]:
     images = _below(path) if path.is_dir() else _listed(root, path)
     if not images:
         form = f"files ending in {', '.join(SUFFIXES)}" if path.is_dir() else "image paths, one a line"
-        raise UserError(f"{path}: no images in this {'folder' if path.is_dir() else 'list'}, expected {form}")
+        found = f"; {other}" if path.is_dir() and (other := passed_over(path)) else ""
+        raise UserError(f"{path}: no images in this {'folder' if path.is_dir() else 'list'}, expected {form}{found}")
     return list(dict.fromkeys(_name(root, image) for image in images))
 
 
 def _look_up(root: Path, text: str) -> Path | None:
-    for find in (lambda: Path(text).expanduser(), lambda: root / text):
-        with suppress(OSError, ValueError, RuntimeError):  # a name too long, with a null byte, or of a user who is not there
-            if (path := find()).exists():
-                return path
+    """What a folder's or a list's name means."""
+    given, below = _existing(Path(text)), _existing(root / text)
+    if given and below and not given.samefile(below) and not text.startswith((".", "/", "~")):
+        raise UserError(
+            f"{text}: got two such places, {given.absolute()} and {below}; write ./{text} for the first, or the whole path"
+        )
+    return given or below
+
+
+def _existing(path: Path) -> Path | None:
+    with suppress(OSError, ValueError, RuntimeError):  # a name too long, with a null byte, or of a user who is not there
+        if (path := path.expanduser()).exists():
+            return path
     return None
 
 
 def _below(folder: Path) -> list[str]:
-    """Every image file below a folder; folders named `masks`, what is hidden and contact sheets left out; links followed once."""
-    images, seen = [], set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        folders[:] = [] if real in seen else sorted(f for f in folders if f != "masks" and not f.startswith("."))
-        if real not in seen:
-            shown = (f for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".") and f != CONTACT_SHEET)
-            images += [os.path.join(here, f) for f in shown]
-        seen.add(real)
+    """Every image file below a folder; folders named `masks`, what is hidden and contact sheets left out.
+
+    Links are followed once, and last: an image that lies in the folder itself has the name that it has there.
+    """
+    images: list[str] = []
+    for here, files in _walk(folder):
+        images += [os.path.join(here, f) for f in files if f.lower().endswith(SUFFIXES) and f != CONTACT_SHEET]
     return sorted(images)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Folders and their files, each folder once, those behind links last."""
+    seen, roots = set(), [str(folder)]
+    for root in roots:
+        for here, folders, files in os.walk(root):
+            folders[:] = [] if (real := os.path.realpath(here)) in seen else sorted(
+                f for f in folders if f != "masks" and not f.startswith(".")
+            )  # fmt: skip
+            if real in seen:
+                continue
+            seen.add(real)
+            roots += [path for f in folders if os.path.islink(path := os.path.join(here, f))]
+            yield here, [f for f in files if not f.startswith(".")]
+
+
+def passed_over(folder: Path) -> str:
+    """What is said of the images of other formats below a folder; nothing where there are none."""
+    names = (f.lower() for _, files in _walk(folder) for f in files)
+    found = Counter(max((s for s in OTHERS if name.endswith(s)), key=len) for name in names if name.endswith(OTHERS))
+    if not found:
+        return ""
+    advice = "; `semanticgan convert` reads NIfTI and DICOM" if found.keys() & {*VOLUMES} else ""
+    kinds = ", ".join(f"{suffix} ({count})" for suffix, count in found.most_common())
+    return f"passed over: files that are not read as images, {kinds}{advice}"
 
 
 def _listed(root: Path, path: Path) -> list[str]:
@@ -105,12 +143,12 @@ def _listed(root: Path, path: Path) -> list[str]:
         text = line.strip()
         if not text or text.startswith("#"):
             continue
-        image = _look_up(root, text)
+        image = _existing(root / text) or _existing(Path(text))
         if image is not None and image.is_file():
             images.append(str(image))
         else:
             shown = text if len(text) <= 100 else text[:97] + "..."
-            problems.append(f"{path}:{number}: {shown!r}: no such image, neither as given nor below {root}; correct the line")
+            problems.append(f"{path}:{number}: {shown!r}: no such image, neither below {root} nor as given; correct the line")
     raise_problems(problems)
     return images
 
@@ -169,10 +207,26 @@ def sharing_a_mask(root: Path, images: Iterable[str]) -> Iterator[tuple[str, str
 
 
 def draw_validation(labeled: Sequence[str]) -> tuple[str, ...]:
-    """A tenth of the labelled images, at least two; which ones depends on their names alone."""
+    """A tenth of the labelled images, at least two; which ones depends on their names alone.
+
+    Where ten folders or more hold them, whole folders are drawn: they may be patients or volumes, whose images are alike.
+    Ones with more than a tenth are left out, and if no others are enough, single images are drawn.
+    """
     count = max(2, round(len(labeled) / 10))
-    by_hash = sorted(labeled, key=lambda image: hashlib.sha256(os.fsencode(image)).digest())
-    return tuple(sorted(by_hash[:count]))
+    folders = defaultdict(list)
+    for image in labeled:
+        folders[os.path.dirname(image)].append(image)
+    if len(folders) >= 10:
+        drawn: list[str] = []
+        for folder in _by_hash(folder for folder, images in folders.items() if len(images) <= count):
+            drawn += folders[folder] if len(drawn) < count else []
+        if len(drawn) >= count:
+            return tuple(sorted(drawn))
+    return tuple(sorted(_by_hash(labeled)[:count]))
+
+
+def _by_hash(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
 
 
 def find_sources(root: Path, labeled: Sequence[str] = (), unlabeled: Sequence[str] = (), val: Sequence[str] = ()) -> Sources:
@@ -194,7 +248,8 @@ def find_sources(root: Path, labeled: Sequence[str] = (), unlabeled: Sequence[st
         chosen = [image for image in everything if image not in banned and has_mask(root, image)]
     if not chosen:
         raise UserError(
-            f"{root}: no labelled images; expected some with a mask (images/a.jpg with masks/a.png), or --labeled with a list"
+            f"{root}: no labelled images; expected some with a mask (images/a.jpg with masks/a.png), or --labeled with a list; "
+            "`semanticgan convert` reads other layouts"
         )
     notes = [f"labelled: {len(chosen)} images" + ("" if labeled else " (every image with a mask)")]
     overlap = banned & set(chosen)
@@ -212,6 +267,12 @@ def find_sources(root: Path, labeled: Sequence[str] = (), unlabeled: Sequence[st
         notes.append(f"validation: no --val, so {len(drawn)} of {len(chosen)} labelled images are held out: {_some(drawn)}")
         chosen = [image for image in chosen if image not in banned]
         val_images = list(drawn)
+        both = {os.path.dirname(image) for image in drawn} & {os.path.dirname(image) for image in chosen}
+        if both and len({os.path.dirname(image) for image in (*chosen, *drawn)}) > 1:
+            notes.append(
+                f"warning: {min(both)} has labelled images and images held out: if its images are of one patient or volume, "
+                "hold whole ones out with --val"
+            )
     else:
         notes.append(f"validation: {len(val_images)} images")
     raise_problems([problem for *_, problem in sharing_a_mask(root, sorted({*chosen, *val_images}))])
@@ -222,8 +283,17 @@ def find_sources(root: Path, labeled: Sequence[str] = (), unlabeled: Sequence[st
     if seen:
         notes.append(f"warning: {len(seen)} validation images are also unlabelled training images, such as {min(seen)}")
     pool = list(dict.fromkeys([*chosen, *pool]))
-    notes.append(f"unlabelled: {len(pool)} images, the labelled ones included")
+    notes.append(f"unlabelled: {len(pool)} images, the labelled ones included{_by_folder(pool)}")
     return Sources(root, tuple(chosen), tuple(pool), tuple(val_images), tuple(notes))
+
+
+def _by_folder(pool: Sequence[str]) -> str:
+    """How many images lie in which folders, so that masks and overlays among them are seen; nothing for one folder."""
+    folders = Counter(os.path.dirname(image) or "." for image in pool).most_common()
+    if len(folders) == 1:
+        return ""
+    more = f" and {len(folders) - 5} more folders" if len(folders) > 5 else ""
+    return ": " + ", ".join(f"{count} in {folder}" for folder, count in folders[:5]) + more
 
 
 def stray_masks(root: Path) -> list[str]:
@@ -240,9 +310,14 @@ def stray_masks(root: Path) -> list[str]:
         stems = {Path(f).stem for f in os.listdir(beside) if f.lower().endswith(SUFFIXES)} if beside.is_dir() else set()
         for file in sorted(f for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")):
             stem, suffix = os.path.splitext(file)
-            if stem not in stems:
+            if not os.path.exists(os.path.join(here, file)):
+                problems.append(f"{here}/{file}: link to a mask that is not there; fetch it, or remove the link")
+            elif stem not in stems:
+                same = {unicodedata.normalize("NFC", s) for s in stems}
+                why = "its image's name has letters composed in another way (Unicode); rename one of them"
+                missing = f"expected {beside / stem}.* beside it: add it or remove the mask"
                 problems.append(
-                    f"{here}/{file}: mask without image; expected {beside / stem}.* beside it: add it or remove the mask"
+                    f"{here}/{file}: mask without image; {why if unicodedata.normalize('NFC', stem) in same else missing}"
                 )
             elif suffix != ".png":
                 problems.append(f"{here}/{file}: got a mask ending in {suffix}, expected {stem}.png; store masks as PNG")
