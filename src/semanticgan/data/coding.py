@@ -49,25 +49,28 @@ def coded_as(labels: LabelSpec, mask_files: Sequence[Path]) -> LabelSpec:
     if labels.num_classes > 2:
         return labels
     counts = {path: count_values(path) for path in mask_files}
-    require_one_meaning(counts)
+    require_one_meaning(values_in(counts))
     return labels.model_copy(update={"coding": coding_of(counts.values()) or labels.coding})
 
 
-def require_one_meaning(counts: Mapping[Path, Counts]) -> None:
-    """Raises UserError naming two masks in which an object is coded, or a colour numbered, in two ways.
+def values_in(counts: Mapping[Path, Counts]) -> dict[Path, set[int]]:
+    return {path: {int(v) for v in np.flatnonzero(count)} for path, count in counts.items()}
+
+
+def require_one_meaning(values: Mapping[Path, set[int]]) -> None:
+    """Raises UserError naming two masks in which an object is coded, or a colour numbered, in two ways. From the values in each.
 
     So it is where some hold 0 and 1, others 0 and 255, and none both: by the rule for all of them 255 would be ignored.
     """
-    ones, ignored = ([path for path, count in counts.items() if count[value]] for value in (1, IGNORE_INDEX))
-    others = any(count[2:IGNORE_INDEX].any() or (count[1] and count[IGNORE_INDEX]) for count in counts.values())
-    if ones and ignored and not others:
+    ones, whites = ([path for path, held in values.items() if value in held] for value in (1, IGNORE_INDEX))
+    if ones and whites and not set(ones) & set(whites) and set().union(*values.values()) <= {0, 1, IGNORE_INDEX}:
         raise UserError(
-            f"{ignored[0]}: got a mask of 0 and 255, but {ones[0]} holds 0 and 1; "
+            f"{whites[0]}: got a mask of 0 and 255, but {ones[0]} holds 0 and 1; "
             "store all masks one way, or 255 is taken for pixels to be ignored"
         )
     ids: dict[tuple[int, ...], tuple[int, Path]] = {}
-    for path, count in counts.items():
-        for colour, value in _colours(path, count).items():
+    for path, held in values.items():
+        for colour, value in _colours(path, held).items():
             first, other = ids.setdefault(colour, (value, path))
             if first != value:
                 raise UserError(
@@ -76,18 +79,17 @@ def require_one_meaning(counts: Mapping[Path, Counts]) -> None:
                 )
 
 
-def _colours(path: Path, count: Counts) -> dict[tuple[int, ...], int]:
-    """Colour -> value, of the values that a palette mask uses; nothing where two share a colour."""
+def _colours(path: Path, held: set[int]) -> dict[tuple[int, ...], int]:
+    """Colour -> value, of the values that a palette mask holds; nothing where two share a colour."""
     try:
         with Image.open(path) as image:
             palette = image.getpalette("RGB") if image.mode == "P" else None
     except BROKEN:
         return {}
-    used = [int(v) for v in np.flatnonzero(count)]
-    if palette is None or 3 * max(used) + 3 > len(palette):
+    if palette is None or 3 * max(held) + 3 > len(palette):
         return {}
-    colours = {tuple(palette[3 * v : 3 * v + 3]): v for v in used}
-    return colours if len(colours) == len(used) else {}
+    colours = {tuple(palette[3 * v : 3 * v + 3]): v for v in held}
+    return colours if len(colours) == len(held) else {}
 
 
 def labels_from_values(root: Path, counts: Mapping[Path, Counts]) -> LabelSpec:
@@ -96,8 +98,9 @@ def labels_from_values(root: Path, counts: Mapping[Path, Counts]) -> LabelSpec:
     The names are those of classes.json in the data folder, if there. Raises UserError when a value is no class, a class
     is never labelled, or masks contradict each other.
     """
-    require_one_meaning(counts)
-    holders = {int(v): path for path in reversed(list(counts)) for v in np.flatnonzero(counts[path])}
+    values = values_in(counts)
+    require_one_meaning(values)
+    holders = {v: path for path in reversed(values) for v in values[path]}
     found = sorted(holders)
     binary = IGNORE_INDEX in found and set(found) <= {0, IGNORE_INDEX}
     used = {1 if binary and v == IGNORE_INDEX else v for v in found} - {IGNORE_INDEX}
@@ -106,8 +109,8 @@ def labels_from_values(root: Path, counts: Mapping[Path, Counts]) -> LabelSpec:
     coding: Literal["index", "binary"] = "binary" if binary else "index"
     labels = LabelSpec.from_file(root / "classes.json", coding) if named else LabelSpec.unnamed(min(254, max(2, top + 1)), coding)
     missing = [f"{k} ({labels.names[k]})" for k in range(labels.num_classes) if k not in used]
-    if missing and not named and len(used) > 1:
-        _require_plausible(counts, holders, len(missing))
+    if not named:
+        require_plausible(values)
     source = "classes.json" if named else f"the highest class id, in {holders[top]}" if top > 1 else "no classes.json"
     expected = f"0 to {labels.num_classes - 1} ({source}), or 255 for ignored pixels"
     raise_problems([f"{holders[v]}: got class id {v}, expected {expected}" for v in sorted(used) if v >= labels.num_classes])
@@ -120,20 +123,23 @@ def labels_from_values(root: Path, counts: Mapping[Path, Counts]) -> LabelSpec:
     return labels
 
 
-def _require_plausible(counts: Mapping[Path, Counts], holders: Mapping[int, Path], missing: int) -> None:
-    """Raises UserError where values that leave `missing` ids out look like grey levels rather than like numbers of classes."""
-    found = sorted(holders)
+def require_plausible(values: Mapping[Path, set[int]]) -> None:
+    """Raises UserError where the values in masks without named classes look like grey levels, not like class ids."""
+    found = sorted(set().union(*values.values()))
+    ids = [value for value in found if value != IGNORE_INDEX]
+    if not ids or ids == [*range(len(ids))]:
+        return
     if len(found) > MANY:
-        most = max(counts, key=lambda path: np.count_nonzero(counts[path]))
+        most = max(values, key=lambda path: len(values[path]))
         raise UserError(
-            f"{most}: got {np.count_nonzero(counts[most])} different values, expected class ids; if its edges are blurred, "
+            f"{most}: got {len(values[most])} different values, expected class ids; if its edges are blurred, "
             "threshold it to 0 and 255"
         )
-    if missing > len(found):
+    if ids[-1] + 1 - len(ids) > len(found):  # more ids left out than found
         shown = ", ".join(map(str, found[:6])) + (", ..." if len(found) > 6 else "")
-        top = max(value for value in found if value != IGNORE_INDEX)
+        holder = next(path for path, held in values.items() if ids[-1] in held)
         raise UserError(
-            f"{holders[top]}: such masks hold {shown}, expected class ids 0, 1, 2, ... without gaps; "
+            f"{holder}: such masks hold {shown}, expected class ids 0, 1, 2, ... without gaps; "
             "renumber them, or name every class in classes.json"
         )
 
