@@ -13,6 +13,7 @@ from semanticgan.formats import annotations, dicom, folders, layouts, nnunet, vo
 from semanticgan.formats.sets import (
     ImageSet,
     Options,
+    files_below,
     new_folder,
     place_image,
     read_items,
@@ -75,13 +76,13 @@ def _is_stylegan(source: Path) -> bool:
 
 
 def _is_nifti(source: Path) -> bool:
-    return source.name.lower().endswith(volumes.NIFTI) if source.is_file() else bool(folders.files_below(source, volumes.NIFTI))
+    return source.name.lower().endswith(volumes.NIFTI) if source.is_file() else bool(files_below(source, volumes.NIFTI))
 
 
 def _is_dicom(source: Path) -> bool:
     if source.is_file():
         return dicom.is_dicom(source)
-    return any(dicom.is_dicom(path) for path in list(folders.files_below(source, ("",)).values())[:100])
+    return any(dicom.is_dicom(path) for path in list(files_below(source, ("",)).values())[:100])
 
 
 PAIRS = ("images", "masks", "reduce_zero_label")

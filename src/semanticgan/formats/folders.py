@@ -1,6 +1,5 @@
 """Folders of images and of masks with the same stem: of any names, this project's own, and mmsegmentation's."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from semanticgan.formats.sets import (
     Item,
     Options,
     distinct,
+    files_below,
     given_labels,
     item_name,
     make_labels,
@@ -40,18 +40,6 @@ MASK_FOLDERS = (
     "ground_truth",
 )
 Read = Callable[[Path], np.ndarray]
-
-
-def files_below(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files with these endings below a folder by their path relative to it, sorted; hidden ones are left out."""
-    found = {}
-    for here, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith(".")) if here.count(os.sep) < 100 else []
-        for file in files:
-            if file.lower().endswith(tuple(suffixes)) and not file.startswith("."):
-                path = Path(here, file)
-                found[path.relative_to(folder).as_posix()] = path
-    return dict(sorted(found.items()))
 
 
 def stem_of(relative: str, suffixes: Sequence[str]) -> str:

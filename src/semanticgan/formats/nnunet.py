@@ -10,12 +10,13 @@ import numpy as np
 from semanticgan.data.dataset import is_grey, load_picture, raise_problems, read_mask_values
 from semanticgan.data.sources import SUFFIXES
 from semanticgan.errors import UserError
-from semanticgan.formats.folders import decide_labels, files_below
+from semanticgan.formats.folders import decide_labels
 from semanticgan.formats.sets import (
     ImageSet,
     Item,
     Options,
     distinct,
+    files_below,
     given_labels,
     make_labels,
     read_items,

@@ -131,6 +131,18 @@ def item_name(path: PurePosixPath | Path, suffix: str | None = None) -> str:
     return "/".join([*(part for part in path.parts[:-1] if part not in ("images", "masks")), stem])
 
 
+def files_below(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Files with these endings below a folder by their path relative to it, sorted; hidden ones are left out."""
+    found = {}
+    for here, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith(".")) if here.count(os.sep) < 100 else []
+        for file in files:
+            if file.lower().endswith(tuple(suffixes)) and not file.startswith("."):
+                path = Path(here, file)
+                found[path.relative_to(folder).as_posix()] = path
+    return dict(sorted(found.items()))
+
+
 def distinct(names: Sequence[str]) -> list[str]:
     """The names, with _2, _3, ... after those that came before; upper and lower case count as the same."""
     taken = {name.casefold() for name in names}
