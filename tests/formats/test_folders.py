@@ -62,13 +62,34 @@ def test_folders_of_any_names_and_binary_masks(tmp_path):
     ).read_bytes()
 
 
-def test_a_mask_belongs_to_one_image(tmp_path):
+@pytest.mark.parametrize("images", ["img", "images"])
+def test_a_mask_belongs_to_one_image(tmp_path, images):
     img, label = scene(0)
-    for name in ("img/a.jpg", "img/a.png"):
-        save(tmp_path / "in" / name, img)
+    for name in ("a.jpg", "a.png"):
+        save(tmp_path / "in" / images / name, img)
     save(tmp_path / "in" / "masks" / "a.png", label)
-    _, said = converted(tmp_path / "in", tmp_path / "out")
-    assert "2 images, 1 of them with label maps" in said[0]
+    with pytest.raises(UserError, match=r"a\.jpg and .*a\.png: got one mask for both"):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
+def test_masks_of_images_full_names(tmp_path):
+    img, label = scene(0)
+    for name in ("a.jpg", "a.png"):
+        save(tmp_path / "in" / "img" / name, img)
+    save(tmp_path / "in" / "masks" / "a.jpg.png", label)
+    save(tmp_path / "in" / "masks" / "a.png", label * 0)
+    found, _ = converted(tmp_path / "in", tmp_path / "out")
+    np.testing.assert_array_equal(found["a"][1], label)
+    np.testing.assert_array_equal(found["a_2"][1], label * 0)
+
+
+def test_an_image_has_one_mask(tmp_path):
+    img, label = scene(0)
+    save(tmp_path / "in" / "img" / "a.jpg", img)
+    for name in ("a.png", "a.tif"):
+        save(tmp_path / "in" / "gt" / name, label)
+    with pytest.raises(UserError, match=r"gt/a\.png and .*gt/a\.tif: got two masks of one name"):
+        convert(tmp_path / "in", tmp_path / "out")
 
 
 def test_usual_names_are_found(tmp_path):

@@ -208,6 +208,13 @@ def _coco_shape(segmentation: Any) -> Shape:
     return runs
 
 
+def coco_content(path: Path) -> Any | None:
+    """What a COCO file holds, None for any other file. Raises UserError for JSON that cannot be read."""
+    content = read_json(path) if path.suffix.lower() == ".json" else None
+    keys = ("images", "annotations", "categories")
+    return content if isinstance(content, dict) and all(isinstance(content.get(key), list) for key in keys) else None
+
+
 def find_coco(source: Path) -> tuple[Path, Any] | None:
     """The annotation file of a COCO set with its content: the source, or the one below it (of several that called instances*).
 
@@ -217,8 +224,8 @@ def find_coco(source: Path) -> tuple[Path, Any] | None:
     files = [path for path in below if path.name.startswith("instances")] or below if source.is_dir() else [source]
     found: list[tuple[Path, Any]] = []
     for path in files:
-        content = read_json(path) if path.suffix.lower() == ".json" else None
-        if isinstance(content, dict) and all(isinstance(content.get(k), list) for k in ("images", "annotations", "categories")):
+        content = coco_content(path)
+        if content is not None:
             found.append((path, content))
         if len(found) > 1:
             raise UserError(f"{source}: got several COCO files: {found[0][0]} and {path}; give one of them instead")

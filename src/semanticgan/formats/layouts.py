@@ -49,7 +49,8 @@ CELEB_MASKS, CELEB_IMAGES = "CelebAMask-HQ-mask-anno", "CelebA-HQ-img"
 def read_voc(source: Path, options: Options) -> ImageSet:
     """JPEGImages, SegmentationClass (palette indices, or the colours of CVAT's labelmap.txt; 255 ignored), ImageSets."""
     images = options.folder(source, "images") or source / "JPEGImages"
-    pairs = pair_files(images, source / "SegmentationClass", SUFFIXES)
+    masks = source / "SegmentationClass"
+    pairs = pair_files(images, masks if masks.is_dir() else None, SUFFIXES)
     lists: dict[str, list[str]] = {}
     for path in sorted((source / "ImageSets" / "Segmentation").glob("*.txt")):
         names = [safe_name(line, str(path)) for line in _lines(path)]
