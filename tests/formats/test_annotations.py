@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 
 from semanticgan.errors import UserError
 from semanticgan.formats import Options, convert
-from semanticgan.formats.annotations import mask_to_rle, outlines, pack_counts, polygon_mask, rle_to_mask, unpack_counts
+from semanticgan.formats.shapes import mask_to_rle, outlines, pack_counts, polygon_mask, rle_to_mask, unpack_counts
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
