@@ -1,7 +1,8 @@
 """Objects instead of pixels: COCO's JSON (polygons, run lengths) and CVAT's XML (polygons, run lengths), and back to COCO."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -37,6 +38,7 @@ class Objects:
     file: str
     size: tuple[int, int]  # height, width
     shapes: list[tuple[str, Shape]] = field(default_factory=list)  # class name, mask
+    boxes: set[Shape] = field(default_factory=set)  # those of the shapes that are a box around an unknown outline: ignored
 
 
 def _size(height: Any, width: Any) -> tuple[int, int]:
@@ -69,7 +71,9 @@ def _drawn(source: Path, image: Objects, ids: Mapping[str, int]) -> Callable[[],
         out = np.zeros(image.size, np.uint8)
         for name, shape in image.shapes:
             try:
-                out[shape(*image.size)] = ids[name]
+                k = ids[name]
+                if k or shape not in image.boxes:
+                    out[shape(*image.size)] = IGNORE_INDEX if shape in image.boxes else k
             except (ValueError, TypeError, OverflowError) as error:
                 raise UserError(f"{source}: {image.file}: an object of class {name}: {error}; mend it") from None
         return out
@@ -98,6 +102,20 @@ def _coco_shape(segmentation: Any) -> Shape:
     return runs
 
 
+def _coco_box(box: Any) -> Shape:
+    """The pixels that a box x, y, width, height touches."""
+    x, y, w, h = (float(value) for value in box)
+    if not all(map(math.isfinite, (x, y, w, h))):
+        raise ValueError("expected finite numbers x, y, width, height as bbox")
+
+    def filled(height: int, width: int) -> np.ndarray:
+        out = np.zeros((height, width), bool)
+        out[max(0, math.floor(y)) : max(0, math.ceil(y + h)), max(0, math.floor(x)) : max(0, math.ceil(x + w))] = True
+        return out
+
+    return filled
+
+
 def coco_content(path: Path) -> Any | None:
     """What a COCO file holds, None for any other file. Raises UserError for JSON that cannot be read."""
     content = read_json(path) if path.suffix.lower() == ".json" else None
@@ -123,7 +141,10 @@ def find_coco(source: Path) -> tuple[Path, Any] | None:
 
 
 def read_coco(source: Path, options: Options) -> ImageSet:
-    """COCO's instances: large objects are drawn first, so that small ones stay visible; classes are in order of their ids."""
+    """COCO's instances: large objects are drawn first, so that small ones stay visible; classes are in order of their ids.
+
+    Where an object has a box and no outline, the box is ignored. Raises UserError where no object has an outline.
+    """
     coco = find_coco(source)
     if coco is None:
         raise UserError(f"{source}: no COCO file, expected JSON with images, annotations and categories; give that file")
@@ -138,20 +159,31 @@ def read_coco(source: Path, options: Options) -> ImageSet:
         areas: list[tuple[float, int, Objects, tuple[str, Shape]]] = []
         for annotation in content["annotations"]:
             where = f"annotation {annotation.get('id')!r}"
-            if annotation.get("segmentation"):
-                shape = categories[annotation["category_id"]], _coco_shape(annotation["segmentation"])
-                areas.append((-float(annotation.get("area", 0)), len(areas), found[annotation["image_id"]], shape))
+            outlined = bool(annotation.get("segmentation"))
+            if outlined or annotation.get("bbox"):
+                shape = _coco_shape(annotation["segmentation"]) if outlined else _coco_box(annotation["bbox"])
+                image, name = found[annotation["image_id"]], categories[annotation["category_id"]]
+                area = float(annotation.get("area", 0) if outlined else annotation["bbox"][2] * annotation["bbox"][3])
+                areas.append((-area, len(areas), image, (name, shape)))
+                if not outlined:
+                    image.boxes.add(shape)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: {where}: {type(error).__name__} {error}; mend the file") from None
-    for _, _, image, shape in sorted(areas, key=lambda entry: entry[:2]):
-        image.shapes.append(shape)
+    for _, _, image, named in sorted(areas, key=lambda entry: entry[:2]):
+        image.shapes.append(named)
+    boxes = sum(len(image.boxes) for image in found.values())
+    if content["annotations"] and boxes == len(areas):
+        got = f"got {len(content['annotations'])} objects without one outline"
+        raise UserError(f"{path}: {got}, expected polygons or run lengths as segmentation; draw or export them")
     root = path.parent
     split = path.stem.rpartition("_")[2]
     beside = [root / "images", root, root / split]
     usual = [*beside, root.parent / "images", root.parent / "images" / split, root.parent / split, root.parent]
     given = options.folder(source if source.is_dir() else root, "images")
     folders = [given] if given else [folder for folder in usual if folder.is_dir()]
-    return _build(path, list(found.values()), folders, [(name, None) for name in categories.values()], options)
+    built = _build(path, list(found.values()), folders, [(name, None) for name in categories.values()], options)
+    note = (f"{boxes} objects have a box and no outline: their boxes are ignored",) if boxes else ()
+    return replace(built, notes=built.notes + note)
 
 
 def write_coco(content: ImageSet, out: Path, polygons: bool = False) -> None:
@@ -261,7 +293,10 @@ def _cvat_shape(tag: str, values: dict[str, str]) -> Shape:
 
 
 def read_cvat(source: Path, options: Options) -> ImageSet:
-    """CVAT for images: polygons and masks by z_order; boxes, points and the like are counted and left out."""
+    """CVAT for images: polygons and masks by z_order; boxes, points and the like are counted and left out.
+
+    Raises UserError where there are none but such.
+    """
     path = source if source.is_file() else source / "annotations.xml"
     xml = _CvatXml(path).read()
     named = {name for name, _ in xml.classes}
@@ -270,5 +305,8 @@ def read_cvat(source: Path, options: Options) -> ImageSet:
     folders = [given] if given else [folder for folder in (path.parent / "images", path.parent) if folder.is_dir()]
     classes = list(dict(xml.classes + [(name, None) for name in used if name not in named]).items())
     content = _build(path, xml.images, folders, classes, options)
+    if xml.others and not content.num_labeled:
+        got = f"got {sum(xml.others.values())} objects ({', '.join(xml.others)}) without one outline"
+        raise UserError(f"{path}: {got}, expected polygons or masks; draw them")
     left_out = tuple(f"{count} objects of kind {tag} are left out" for tag, count in xml.others.items())
     return ImageSet(content.items, content.labels, notes=content.notes + left_out)
