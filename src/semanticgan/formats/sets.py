@@ -27,6 +27,8 @@ MAX_ENTRIES = 1_000_000
 MAX_SWELLING, SMALL = 10, 4 * 2**30  # an archive may hold ten times its size, or 4 GiB
 IGNORE_NAMES = ("ignore", "ignored", "void")  # a class of such a name stands for pixels that do not count
 
+BACKGROUND_NAMES = ("background", "_background_")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -189,17 +191,18 @@ def given_labels(classes: str | None) -> LabelSpec | None:
 
 
 def named_labels(
-    found: Sequence[tuple[str, tuple[int, int, int] | None]], options: Options
+    found: Sequence[tuple[str, tuple[int, int, int] | None]], options: Options, class_0: str | None = None
 ) -> tuple[LabelSpec, dict[str, int], tuple[str, ...]]:
     """The classes of a source that names them (with colours), the class id of each name, and what to say.
 
-    A class called background comes first, or is added. --classes chooses among the names: others become background.
+    Class 0 is `class_0`, else the one called background, which is added where there is none. --classes chooses among the
+    names: others become background.
     """
     names = [name for name, _ in found if name.casefold() not in IGNORE_NAMES]
     ids = {name: IGNORE_INDEX for name, _ in found if name not in names}
     labels = given_labels(options.classes)
     if labels is None:
-        first = next((name for name in names if name.casefold() in ("background", "_background_")), "background")
+        first = class_0 or next((name for name in names if name.casefold() in BACKGROUND_NAMES), "background")
         names = [first, *(name for name in names if name != first)]
         colours = dict(found)
         labels = make_labels(names, [colours.get(name) for name in names])
