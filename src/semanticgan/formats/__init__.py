@@ -39,7 +39,8 @@ def write_data(content: ImageSet, out: Path) -> None:
     if content.classes_known:
         write_json(out / "classes.json", content.labels.classes_file())
     for name, items in content.lists.items():
-        (out / f"{name}.txt").write_text("".join(f"images/{i}{suffixes[i]}\n" for i in items), encoding="utf-8")
+        lines = "".join(f"images/{i}{suffixes[i]}\n" for i in items)
+        (out / f"{name}.txt").write_text(lines, encoding="utf-8", errors="surrogateescape")
     if content.volumes:
         volumes.write_geometries(out / "volumes.json", content.volumes)
 
