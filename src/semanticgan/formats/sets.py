@@ -252,8 +252,11 @@ def write_json(path: Path, content: object) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write to that gets the name `out` (absent or empty so far) when all went well, else goes away."""
-    path = Path(os.path.abspath(out))
+    """A folder to write to that gets the name `out` (absent or empty so far) when all went well, else goes away.
+
+    Where `out` is a link to a folder, that folder is meant.
+    """
+    path = Path(os.path.realpath(out))
     temporary = path.parent / f".{path.name[:100]}.{os.getpid()}"
     try:
         temporary.mkdir(parents=True)
