@@ -101,17 +101,41 @@ def test_usual_names_are_found(tmp_path):
     np.testing.assert_array_equal(found["a"][1], label)
 
 
-def test_colour_masks_with_a_classes_file(tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        lambda data: Options(classes=str(data / "classes.json")),
+        lambda data: Options(),
+        lambda data: Options(images="images", masks="masks"),
+    ],
+    ids=["given", "its own", "folders"],
+)
+def test_colour_masks_with_a_classes_file(tmp_path, options):
     data = write_data(tmp_path / "data", labeled=1, unlabeled=0, ignored=False)
     label = content(data)["s0"][1]
     save(data / "masks" / "s0.png", np.array(COLOURS, np.uint8)[label])
     with pytest.raises(UserError, match="colour mask"):
-        convert(data, tmp_path / "out")
-    found, _ = converted(data, tmp_path / "out", options=Options(classes=str(data / "classes.json")))
+        convert(data, tmp_path / "out", options=Options(classes=",".join(NAMES)))
+    found, _ = converted(data, tmp_path / "out", options=options(data))
     np.testing.assert_array_equal(found["s0"][1], label)
     save(data / "masks" / "s0.png", np.full((*label.shape, 3), 7, np.uint8) * np.array([1, 2, 3], np.uint8))
     with pytest.raises(UserError, match=r"s0\.png: got the colour \(7, 14, 21\)"):
-        convert(data, tmp_path / "out2", options=Options(classes=str(data / "classes.json")))
+        convert(data, tmp_path / "out2", options=options(data))
+    classes = [{"name": name, "color": [7, 14, 21]} for name in NAMES]
+    (data / "classes.json").write_text(json.dumps({"classes": classes}))
+    with pytest.raises(UserError, match=r"s0\.png: got a mask in colours, but two classes have one"):
+        convert(data, tmp_path / "out2", options=options(data))
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, 255, 255)])
+def test_grey_masks_in_three_channels_hold_ids(tmp_path, values):
+    """Beside a classes.json too, whose colours they are not drawn in."""
+    data = write_data(tmp_path / "data", ignored=False)
+    label = content(data)["s0"][1]
+    for path in (data / "masks").iterdir():
+        save(path, np.array(values, np.uint8)[np.asarray(Image.open(path))][:, :, None].repeat(3, axis=2))
+    found, _ = converted(data, tmp_path / "out")
+    np.testing.assert_array_equal(found["s0"][1], label if 2 in values else label > 0)
 
 
 def test_reduce_zero_label(tmp_path):

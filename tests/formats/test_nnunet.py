@@ -47,7 +47,7 @@ def test_in(tmp_path, ending, channels):
     assert found["case_2"][1] is None
 
 
-def test_cases_of_both_parts_are_listed(tmp_path, capsys):
+def test_cases_of_both_parts_are_listed(tmp_path, monkeypatch, capsys):
     """So that test cases can be kept out of training, and be scored."""
     root = write_nnunet(tmp_path / "in", {"background": 0, "cell": 1, "vessel": 2, "ignore": 3})
     save(root / "labelsTs" / "case_2.png", scene(2, ignored=False)[1])
@@ -58,7 +58,8 @@ def test_cases_of_both_parts_are_listed(tmp_path, capsys):
     chosen = find_sources(out, ["imagesTr.txt"], ["imagesTr.txt"], ["imagesTs.txt"])
     assert chosen.labeled == chosen.unlabeled == ("images/case_0.png", "images/case_1.png")
     assert chosen.val == ("images/case_2.png",)
-    assert run(["check", str(out), "--labeled", "imagesTr.txt", "--unlabeled", "imagesTr.txt", "--val", "imagesTs.txt"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert run(["check", "out", "--labeled", "imagesTr.txt", "--unlabeled", "imagesTr.txt", "--val", "imagesTs.txt"]) == 0
     assert "unlabelled: 2 images" in capsys.readouterr().out
 
 

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -178,12 +179,26 @@ def from_colours(path: Path, palette: Mapping[tuple[int, int, int], int]) -> np.
 
 
 def mask_reader(labels: LabelSpec | None, options: Options) -> Read:
-    """How masks become values: colours where --classes names a file with colours and a mask is in colour, else as stored."""
-    by_file = labels is not None and (options.classes or "").endswith(".json")
+    """How masks become values: by their colours where a mask is in colour and the classes are of a file, else as stored.
+
+    The file is the one that --classes names, or the source's own. Masks in colour whose pixels are all grey may hold ids too.
+    """
+    by_file = labels is not None and (options.classes is None or options.classes.endswith(".json"))
     palette = {colour: k for k, colour in enumerate(labels.palette)} if by_file and labels else {}
 
+    def from_colours_or_greys(path: Path) -> np.ndarray:
+        try:
+            if labels and len(palette) < labels.num_classes:
+                raise UserError(f"{path}: got a mask in colours, but two classes have one; give each its own in classes.json")
+            return from_colours(path, palette)
+        except UserError as error:
+            with suppress(UserError):
+                return read_mask_values(path)
+            raise error
+
     def read(path: Path) -> np.ndarray:
-        values = from_colours(path, palette) if palette and colour_mode(path) in ("RGB", "RGBA") else read_mask_values(path)
+        in_colour = palette and colour_mode(path) in ("RGB", "RGBA")
+        values = from_colours_or_greys(path) if in_colour else read_mask_values(path)
         if options.reduce_zero_label:
             values = values.astype(np.int64)
             values = np.where((values == 0) | (values == IGNORE_INDEX), IGNORE_INDEX, values - 1)
