@@ -138,6 +138,62 @@ def test_grey_masks_in_three_channels_hold_ids(tmp_path, values):
     np.testing.assert_array_equal(found["s0"][1], label if 2 in values else label > 0)
 
 
+def save_stack(path, arrays, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *others = map(Image.fromarray, arrays)
+    first.save(path, save_all=True, append_images=others, **options)
+
+
+def test_only_the_first_picture_of_a_file_is_converted_aloud(tmp_path):
+    """A stack of slices, say, that came as one file."""
+    data = write_data(tmp_path / "data")
+    images = [scene(k)[0] for k in range(3)]
+    save_stack(data / "images" / "t.tif", images)
+    said: list[str] = []
+    convert(data, tmp_path / "one", say=said.append)
+    assert said[1] == f"{data / 'images' / 't.tif'}: holds 3 pictures: only the first is converted; split such files"
+    save_stack(data / "images" / "u.webp", images, lossless=True)
+    save_stack(data / "images" / "v.png", images)
+    convert(data, tmp_path / "more", say=said.append)
+    assert "t.tif: holds 3 pictures, and 2 more files hold several: only the first" in said[-2]
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "more"),
+    [
+        ("img/a.png", "gt/a.tif", {}),
+        ("images/a.png", "masks/a.png", {}),
+        ("JPEGImages/a.png", "SegmentationClass/a.tif", {}),
+        ("JPEGImages/a.png", "SegmentationClass/a.tif", {"labelmap.txt": "skin:0,0,0::\nmole:1,1,1::"}),
+        (
+            "imagesTr/a_0000.tif",
+            "labelsTr/a.tif",
+            {"dataset.json": '{"labels": {"background": 0, "x": 1}, "file_ending": ".tif"}'},
+        ),
+    ],
+)
+def test_masks_of_several_pictures_are_refused(tmp_path, image, mask, more):
+    img, label = scene(0)
+    save(tmp_path / "in" / image, img)
+    save_stack(tmp_path / "in" / mask, [label, label])
+    for name, text in more.items():
+        (tmp_path / "in" / name).write_text(text)
+    with pytest.raises(UserError, match=r"a\.(tif|png): got 2 pictures in one mask file, expected one"):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
+def test_smaller_copies_are_no_pictures(tmp_path):
+    """Pyramids and thumbnails in a TIFF."""
+    img, label = scene(0, ignored=False)
+    save(tmp_path / "in" / "img" / "a.png", img)
+    thumbnail = Image.fromarray(label[::2, ::2])
+    thumbnail.encoderinfo = {"tiffinfo": {254: 1}}
+    (tmp_path / "in" / "gt").mkdir()
+    Image.fromarray(label).save(tmp_path / "in" / "gt" / "a.tif", save_all=True, append_images=[thumbnail])
+    found, _ = converted(tmp_path / "in", tmp_path / "out")
+    np.testing.assert_array_equal(found["a"][1], label)
+
+
 def test_reduce_zero_label(tmp_path):
     img, label = scene(0, ignored=False)
     save(tmp_path / "in" / "img_dir" / "train" / "a.png", img)

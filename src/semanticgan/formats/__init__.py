@@ -15,6 +15,7 @@ from semanticgan.formats.sets import (
     Options,
     files_below,
     new_folder,
+    notes_on_stacks,
     place_image,
     read_items,
     read_json,
@@ -147,7 +148,7 @@ def convert(
         classes = ", ".join(content.labels.names[:12]) + (", ..." if content.labels.num_classes > 12 else "")
         counts = f"{len(content.items)} images, {content.num_labeled} of them with label maps"
         say(f"{source}: {name}, {counts}" + (f"; classes: {classes}" if content.classes_known else ""))
-        for note in content.notes:
+        for note in (*content.notes, *notes_on_stacks(content.items)):
             say(note)
         write = FORMATS[to_format].write
         assert write is not None

@@ -25,6 +25,7 @@ from semanticgan.formats.sets import (
     place_image,
     read_items,
     read_json,
+    require_one_picture,
     save_label,
 )
 from semanticgan.formats.unread import APART, MASK_FOLDERS, refuse_unread_labels
@@ -197,6 +198,7 @@ def mask_reader(labels: LabelSpec | None, options: Options) -> Read:
             raise error
 
     def read(path: Path) -> np.ndarray:
+        require_one_picture(path)
         in_colour = palette and colour_mode(path) in ("RGB", "RGBA")
         values = from_colours_or_greys(path) if in_colour else read_mask_values(path)
         if options.reduce_zero_label:

@@ -33,6 +33,7 @@ from semanticgan.formats.sets import (
     named_labels,
     place_image,
     read_items,
+    require_one_picture,
     safe_name,
     save_image,
     save_label,
@@ -78,6 +79,7 @@ def read_voc(source: Path, options: Options) -> ImageSet:
 
     def label(path: Path) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
+            require_one_picture(path)
             if colour_mode(path) in ("L", "1", "unreadable"):
                 values = read_mask_values(path)
                 if set(np.unique(values).tolist()) <= {*range(labels.num_classes), IGNORE_INDEX}:

@@ -22,6 +22,7 @@ from semanticgan.formats.sets import (
     make_labels,
     read_items,
     read_json,
+    require_one_picture,
     save_image,
     write_json,
 )
@@ -58,15 +59,17 @@ def read_nnunet(source: Path, options: Options) -> ImageSet:
         )
     cases, tests = _cases(source, ending, "file_ending" in content)
     labels = given_labels(options.classes) or names
-    values = volume_values if ending in NIFTI else read_mask_values
+    flat = ending not in NIFTI
 
     def read(path: Path) -> np.ndarray:
-        stored = values(path)
+        if flat:
+            require_one_picture(path)
+        stored = read_mask_values(path) if flat else volume_values(path)
         return stored if ignored is None else np.where(stored == ignored, IGNORE_INDEX, stored)
 
     masks = [mask for _, mask in cases.values() if mask]
     labels, _ = decide_labels(masks, labels, read, binary=False)
-    if ending in NIFTI:
+    if not flat:
         return _with_lists(from_volumes(cases, labels, options, read), tests)
     items = []
     for name, (images, mask) in cases.items():

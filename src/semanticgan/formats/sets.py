@@ -8,7 +8,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
-from semanticgan.data.dataset import is_grey, load_picture, raise_problems
+from semanticgan.data.dataset import BROKEN, FORMATS, MAX_FRAMES, is_grey, load_picture, raise_problems
 from semanticgan.data.sources import SUFFIXES
 from semanticgan.errors import UserError
 from semanticgan.labels import IGNORE_COLOUR, IGNORE_INDEX, LabelSpec, default_colour
@@ -25,6 +25,7 @@ from semanticgan.labels import IGNORE_COLOUR, IGNORE_INDEX, LabelSpec, default_c
 MAX_JSON = 2**30  # bytes; the largest annotation file of COCO has half
 MAX_ENTRIES = 1_000_000
 MAX_SWELLING, SMALL = 10, 4 * 2**30  # an archive may hold ten times its size, or 4 GiB
+NEW_SUBFILE_TYPE = 254  # TIFF's tag, of which bit 0 marks a smaller copy
 IGNORE_NAMES = ("ignore", "ignored", "void")  # a class of such a name stands for pixels that do not count
 
 BACKGROUND_NAMES = ("background", "_background_")
@@ -125,6 +126,37 @@ def safe_name(text: object, where: str) -> str:
     if bad or not PurePosixPath(name).name or any(len(part.encode()) > 240 for part in parts) or len(parts) > 20:
         raise UserError(f"{where}: got the name {str(text)[:100]!r}, expected a plain path below the folder; rename it there")
     return str(PurePosixPath(name))
+
+
+def num_pictures(path: Path) -> int:
+    """The pictures in a TIFF, WebP or PNG file, counted to 100, without smaller copies; 1 where reading will raise."""
+    found = 1
+    with (
+        suppress(*BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning),
+        Image.open(path, formats=FORMATS) as image,
+    ):
+        if image.format != "TIFF":
+            return getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP") else 1
+        for k in range(1, MAX_FRAMES):
+            image.seek(k)
+            found += not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1
+    return found
+
+
+def require_one_picture(path: Path) -> None:
+    """Raises UserError for a mask file with several pictures."""
+    if (count := num_pictures(path)) > 1:
+        raise UserError(f"{path}: got {count} pictures in one mask file, expected one; split it and its image")
+
+
+def notes_on_stacks(items: Sequence[Item]) -> tuple[str, ...]:
+    """What to say of image files with several pictures."""
+    counts = {item.image: num_pictures(item.image) for item in items if isinstance(item.image, Path)}
+    stacks = [path for path, count in counts.items() if count > 1]
+    if not stacks:
+        return ()
+    more = f", and {len(stacks) - 1} more files hold several" if len(stacks) > 1 else ""
+    return (f"{stacks[0]}: holds {counts[stacks[0]]} pictures{more}: only the first is converted; split such files",)
 
 
 def item_name(path: PurePosixPath | Path, suffix: str | None = None) -> str:
