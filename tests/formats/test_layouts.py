@@ -230,6 +230,15 @@ def test_any_set_in_a_zip(tmp_path):
     assert ": data, 4 images, 3 of them" in said[0] and len(found) == 4
 
 
+def test_errors_name_the_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("my set/images/a.png", png(0))
+        archive.writestr("my set/labels/a.txt", "0 .1 .1")
+    with pytest.raises(UserError) as caught:
+        convert(tmp_path / "set.zip", tmp_path / "out")
+    assert str(caught.value).startswith(f"{tmp_path / 'set.zip'}/labels: no masks in it")
+
+
 def link(archive):
     entry = zipfile.ZipInfo("images/b.png")
     entry.external_attr = 0o120777 << 16

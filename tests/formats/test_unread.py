@@ -69,6 +69,7 @@ def test_labels_are_never_left_out_unsaid(tmp_path, names, options, message):
         ["images/train_01.jpg", "train.txt", "labels.txt", "metadata.json"],
         ["man_with_mask.jpg", "hat.jpg"],
         ["with_mask/1.jpg", "without_mask/1.jpg"],
+        ["ann_01.jpg", "bob_01.jpg"],
     ],
 )
 def test_images_alone_are_unlabelled(tmp_path, names):

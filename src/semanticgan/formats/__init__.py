@@ -1,7 +1,7 @@
 """Image sets in the formats that people have: into this project's layout, out of it, or from one to another."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -136,6 +136,7 @@ def convert(
         if source.is_file() and source.suffix.lower() == ".zip":
             near = next(path for path in out.absolute().parents if path.is_dir())
             place = unpack(source, Path(stack.enter_context(TemporaryDirectory(prefix=".unpacked-", dir=near))) / "set")
+        stack.enter_context(_naming(place, source))
         given = [f.name for f in fields(options) if f.name != "classes" and getattr(options, f.name)]
         name = from_format or _detect(place, given)
         chosen = FORMATS[name]
@@ -149,12 +150,21 @@ def convert(
         counts = f"{len(content.items)} images, {content.num_labeled} of them with label maps"
         say(f"{source}: {name}, {counts}" + (f"; classes: {classes}" if content.classes_known else ""))
         for note in (*content.notes, *notes_on_stacks(content.items)):
-            say(note)
+            say(note.replace(str(place), str(source)))
         write = FORMATS[to_format].write
         assert write is not None
         with new_folder(out) as folder:
             write(content, folder)
     say(f"{out}: written as {to_format}")
+
+
+@contextmanager
+def _naming(place: Path, source: Path) -> Iterator[None]:
+    """UserErrors name the archive, not the place where it was unpacked."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(place), str(source))) from None
 
 
 def _detect(source: Path, given: list[str]) -> str:

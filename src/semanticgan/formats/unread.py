@@ -23,7 +23,7 @@ MASK_FOLDERS = (
 )
 # At the beginning or the end of a name they tell a label map: x_seg.nii.gz, mask_01.png, "Ground Truth/01.png".
 LABEL_WORDS = frozenset(
-    (*MASK_FOLDERS, "seg", "segmentation", "segmentations", "groundtruth", "truth", "annotation", "anno", "ann", "contour")
+    (*MASK_FOLDERS, "seg", "segmentation", "segmentations", "groundtruth", "truth", "annotation", "anno", "contour")
 )
 LABEL_FILES = (".json", ".xml", ".txt", ".npy", ".npz", ".mat", ".gif")
 MAX_JSON_FILES = 100  # that are looked into
