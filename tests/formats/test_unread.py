@@ -91,7 +91,7 @@ def test_annotations_of_a_part_are_named_with_the_command(tmp_path, capsys, monk
     assert run(["convert", "in", "--out", "out"]) == 2
     error = capsys.readouterr().err
     assert f"in/{part}/train/_annotations.coco.json: got annotations of a part of in" in error
-    command = shlex.split(error.rpartition("use semanticgan ")[2])
+    command = shlex.split(error.rpartition("alone: semanticgan ")[2])
     assert run([*command[:-1], "out"]) == 0
     assert ": coco, 1 images, 1 of them with label maps" in capsys.readouterr().out
 

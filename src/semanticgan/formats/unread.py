@@ -103,7 +103,9 @@ def _refuse_files(source: Path, stems: dict[Path, str]) -> None:
     for path in list(files_below(source, (".json", "annotations.xml")).values())[:MAX_JSON_FILES]:
         if _is_annotations(path):
             command = f"semanticgan convert {shlex.quote(str(path))} --out DIR"
-            raise UserError(f"{path}: got annotations of a part of {source}, expected them beside all images; use {command}")
+            raise UserError(
+                f"{path}: got annotations of a part of {source}, expected those of all; convert each part alone: {command}"
+            )
 
 
 def _is_annotations(path: Path) -> bool:
