@@ -1,4 +1,5 @@
 import json
+import re
 import warnings
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from semanticgan.errors import UserError
 from semanticgan.formats import Options, convert
-from semanticgan.formats.annotations import mask_to_rle, outlines, pack_counts, polygon_mask, rle_to_mask, unpack_counts
+from semanticgan.formats.shapes import mask_to_rle, outlines, pack_counts, polygon_mask, rle_to_mask, unpack_counts
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -150,7 +151,6 @@ def test_coco_in(tmp_path):
         {"segmentation": [[4, 4, 6, 4, 6, 6, 4, 6], [12, 8, 14, 8, 14, 10, 12, 10]], "area": 8, "category_id": 3},
         {"segmentation": {"size": [12, 17], "counts": mask_to_rle(mask)}, "area": 42, "iscrowd": 1},
         {"segmentation": {"size": [12, 17], "counts": pack_counts(mask_to_rle(np.roll(mask, 8, 1)))}, "area": 42},
-        {"bbox": [1, 2, 3, 4], "area": 12},
     ]
     found, said = converted(write_coco(tmp_path / "in", annotations), tmp_path / "out")
     expected = np.where(mask | np.roll(mask, 8, 1), 2, 0)
@@ -160,6 +160,35 @@ def test_coco_in(tmp_path):
     found, said = converted(tmp_path / "in", tmp_path / "dogs", options=Options(classes="background,dog"))
     np.testing.assert_array_equal(found["a"][1], expected == 2)
     assert "counted as background: cat" in said[1]
+
+
+def test_boxes_without_outlines_are_ignored(tmp_path):
+    """Beneath smaller objects, above larger ones; those of classes that were not chosen are background, as these are."""
+    annotations = [
+        {"segmentation": [[0, 0, 17, 0, 17, 9, 0, 9]], "area": 153},
+        {"segmentation": [[3, 3, 5, 3, 5, 5, 3, 5]], "area": 4, "category_id": 3},
+        {"bbox": [2.5, 1, 6, 12], "segmentation": []},
+        {"bbox": [12, 10, 9, 9]},
+        {"segmentation": []},
+    ]
+    found, said = converted(write_coco(tmp_path / "in", annotations), tmp_path / "out")
+    expected = np.zeros((12, 17), np.uint8)
+    expected[:9] = 2
+    expected[1:, 2:9] = expected[10:, 12:] = 255
+    expected[3:5, 3:5] = 1
+    np.testing.assert_array_equal(found["a"][1], expected)
+    assert said[1] == "2 objects have a box and no outline: their boxes are ignored"
+    found, _ = converted(tmp_path / "in", tmp_path / "cats", options=Options(classes="background,cat"))
+    np.testing.assert_array_equal(found["a"][1], expected == 1)
+
+
+@pytest.mark.parametrize(
+    "annotation", [{"bbox": [1, 2, 3, 4]}, {"segmentation": [], "bbox": [1, 2, 3, 4]}, {"segments_info": []}]
+)
+def test_coco_without_any_outline(tmp_path, annotation):
+    """Of detection, and of panoptic segmentation."""
+    with pytest.raises(UserError, match="got 1 objects without one outline, expected polygons or run lengths"):
+        convert(write_coco(tmp_path / "in", [annotation]), tmp_path / "out")
 
 
 def test_image_files_of_other_endings_become_png(tmp_path):
@@ -201,6 +230,9 @@ def test_coco_without_annotations_is_unlabelled(tmp_path):
         ({"segmentation": {"size": [12, 17], "counts": "~~~~"}}, {}, "expected compressed run lengths"),
         ({"segmentation": {"size": [12, 17], "counts": "o" * 5000}}, {}, "expected compressed run lengths"),
         ({"segmentation": {"size": [17, 12], "counts": [204]}}, {}, "got run lengths of size"),
+        ({"bbox": [1, 2, 3]}, {}, "annotation 0: ValueError"),
+        ({"bbox": [1, 2, float("nan"), 4]}, {}, "expected finite numbers"),
+        ({"bbox": "abcd"}, {}, "annotation 0: "),
         ({**BLOCK, "category_id": 1}, {}, "annotation 0: KeyError"),
         ({**BLOCK, "image_id": [1]}, {}, "annotation 0: TypeError"),
     ],
@@ -263,6 +295,12 @@ def test_cvat(tmp_path):
     assert ": cvat, 2 images, 1 of them" in said[0] and "1 objects of kind box are left out" in said
     classes = json.loads((tmp_path / "out" / "classes.json").read_text())["classes"]
     assert [c["name"] for c in classes] == ["background", "cell", "vessel"] and classes[1]["color"] == [0xFA, 0x32, 0x53]
+
+
+def test_cvat_without_any_outline(tmp_path):
+    text = re.sub(r"<(polygon|mask) .*?</(polygon|mask)>", "", CVAT, flags=re.S)
+    with pytest.raises(UserError, match=r"got 1 objects \(box\) without one outline, expected polygons or masks"):
+        convert(write_cvat(tmp_path / "in", text), tmp_path / "out")
 
 
 BOMB = "".join(f'<!ENTITY l{k} "{f"&l{k - 1};" * 10}">' for k in range(1, 10))

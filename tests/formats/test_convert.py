@@ -30,6 +30,16 @@ def test_relative_paths_and_what_is_said(tmp_path, monkeypatch, capsys):
     same(content(data), content(tmp_path / "back"))
 
 
+def test_out_may_be_a_link_to_an_empty_folder(tmp_path):
+    write_data(tmp_path / "data")
+    (tmp_path / "disk" / "empty").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "empty")
+    assert run(["convert", str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out").is_symlink()
+    same(content(tmp_path / "data"), content(tmp_path / "disk" / "empty"))
+    assert [p.name for p in (tmp_path / "disk").iterdir()] == ["empty"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

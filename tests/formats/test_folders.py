@@ -62,13 +62,34 @@ def test_folders_of_any_names_and_binary_masks(tmp_path):
     ).read_bytes()
 
 
-def test_a_mask_belongs_to_one_image(tmp_path):
+@pytest.mark.parametrize("images", ["img", "images"])
+def test_a_mask_belongs_to_one_image(tmp_path, images):
     img, label = scene(0)
-    for name in ("img/a.jpg", "img/a.png"):
-        save(tmp_path / "in" / name, img)
+    for name in ("a.jpg", "a.png"):
+        save(tmp_path / "in" / images / name, img)
     save(tmp_path / "in" / "masks" / "a.png", label)
-    _, said = converted(tmp_path / "in", tmp_path / "out")
-    assert "2 images, 1 of them with label maps" in said[0]
+    with pytest.raises(UserError, match=r"a\.jpg and .*a\.png: got one mask for both"):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
+def test_masks_of_images_full_names(tmp_path):
+    img, label = scene(0)
+    for name in ("a.jpg", "a.png"):
+        save(tmp_path / "in" / "img" / name, img)
+    save(tmp_path / "in" / "masks" / "a.jpg.png", label)
+    save(tmp_path / "in" / "masks" / "a.png", label * 0)
+    found, _ = converted(tmp_path / "in", tmp_path / "out")
+    np.testing.assert_array_equal(found["a"][1], label)
+    np.testing.assert_array_equal(found["a_2"][1], label * 0)
+
+
+def test_an_image_has_one_mask(tmp_path):
+    img, label = scene(0)
+    save(tmp_path / "in" / "img" / "a.jpg", img)
+    for name in ("a.png", "a.tif"):
+        save(tmp_path / "in" / "gt" / name, label)
+    with pytest.raises(UserError, match=r"gt/a\.png and .*gt/a\.tif: got two masks of one name"):
+        convert(tmp_path / "in", tmp_path / "out")
 
 
 def test_usual_names_are_found(tmp_path):
@@ -80,17 +101,97 @@ def test_usual_names_are_found(tmp_path):
     np.testing.assert_array_equal(found["a"][1], label)
 
 
-def test_colour_masks_with_a_classes_file(tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        lambda data: Options(classes=str(data / "classes.json")),
+        lambda data: Options(),
+        lambda data: Options(images="images", masks="masks"),
+    ],
+    ids=["given", "its own", "folders"],
+)
+def test_colour_masks_with_a_classes_file(tmp_path, options):
     data = write_data(tmp_path / "data", labeled=1, unlabeled=0, ignored=False)
     label = content(data)["s0"][1]
     save(data / "masks" / "s0.png", np.array(COLOURS, np.uint8)[label])
     with pytest.raises(UserError, match="colour mask"):
-        convert(data, tmp_path / "out")
-    found, _ = converted(data, tmp_path / "out", options=Options(classes=str(data / "classes.json")))
+        convert(data, tmp_path / "out", options=Options(classes=",".join(NAMES)))
+    found, _ = converted(data, tmp_path / "out", options=options(data))
     np.testing.assert_array_equal(found["s0"][1], label)
     save(data / "masks" / "s0.png", np.full((*label.shape, 3), 7, np.uint8) * np.array([1, 2, 3], np.uint8))
     with pytest.raises(UserError, match=r"s0\.png: got the colour \(7, 14, 21\)"):
-        convert(data, tmp_path / "out2", options=Options(classes=str(data / "classes.json")))
+        convert(data, tmp_path / "out2", options=options(data))
+    classes = [{"name": name, "color": [7, 14, 21]} for name in NAMES]
+    (data / "classes.json").write_text(json.dumps({"classes": classes}))
+    with pytest.raises(UserError, match=r"s0\.png: got a mask in colours, but two classes have one"):
+        convert(data, tmp_path / "out2", options=options(data))
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, 255, 255)])
+def test_grey_masks_in_three_channels_hold_ids(tmp_path, values):
+    """Beside a classes.json too, whose colours they are not drawn in."""
+    data = write_data(tmp_path / "data", ignored=False)
+    label = content(data)["s0"][1]
+    for path in (data / "masks").iterdir():
+        save(path, np.array(values, np.uint8)[np.asarray(Image.open(path))][:, :, None].repeat(3, axis=2))
+    found, _ = converted(data, tmp_path / "out")
+    np.testing.assert_array_equal(found["s0"][1], label if 2 in values else label > 0)
+
+
+def save_stack(path, arrays, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *others = map(Image.fromarray, arrays)
+    first.save(path, save_all=True, append_images=others, **options)
+
+
+def test_only_the_first_picture_of_a_file_is_converted_aloud(tmp_path):
+    """A stack of slices, say, that came as one file."""
+    data = write_data(tmp_path / "data")
+    images = [scene(k)[0] for k in range(3)]
+    save_stack(data / "images" / "t.tif", images)
+    said: list[str] = []
+    convert(data, tmp_path / "one", say=said.append)
+    assert said[1] == f"{data / 'images' / 't.tif'}: holds 3 pictures: only the first is converted; split such files"
+    save_stack(data / "images" / "u.webp", images, lossless=True)
+    save_stack(data / "images" / "v.png", images)
+    convert(data, tmp_path / "more", say=said.append)
+    assert "t.tif: holds 3 pictures, and 2 more files hold several: only the first" in said[-2]
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "more"),
+    [
+        ("img/a.png", "gt/a.tif", {}),
+        ("images/a.png", "masks/a.png", {}),
+        ("JPEGImages/a.png", "SegmentationClass/a.tif", {}),
+        ("JPEGImages/a.png", "SegmentationClass/a.tif", {"labelmap.txt": "skin:0,0,0::\nmole:1,1,1::"}),
+        (
+            "imagesTr/a_0000.tif",
+            "labelsTr/a.tif",
+            {"dataset.json": '{"labels": {"background": 0, "x": 1}, "file_ending": ".tif"}'},
+        ),
+    ],
+)
+def test_masks_of_several_pictures_are_refused(tmp_path, image, mask, more):
+    img, label = scene(0)
+    save(tmp_path / "in" / image, img)
+    save_stack(tmp_path / "in" / mask, [label, label])
+    for name, text in more.items():
+        (tmp_path / "in" / name).write_text(text)
+    with pytest.raises(UserError, match=r"a\.(tif|png): got 2 pictures in one mask file, expected one"):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
+def test_smaller_copies_are_no_pictures(tmp_path):
+    """Pyramids and thumbnails in a TIFF."""
+    img, label = scene(0, ignored=False)
+    save(tmp_path / "in" / "img" / "a.png", img)
+    thumbnail = Image.fromarray(label[::2, ::2])
+    thumbnail.encoderinfo = {"tiffinfo": {254: 1}}
+    (tmp_path / "in" / "gt").mkdir()
+    Image.fromarray(label).save(tmp_path / "in" / "gt" / "a.tif", save_all=True, append_images=[thumbnail])
+    found, _ = converted(tmp_path / "in", tmp_path / "out")
+    np.testing.assert_array_equal(found["a"][1], label)
 
 
 def test_reduce_zero_label(tmp_path):

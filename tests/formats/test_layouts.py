@@ -1,11 +1,12 @@
 import io
 import json
 import os
+import re
 import zipfile
 
 import numpy as np
 import pytest
-from drawn import converted, names_of, scene, write_data
+from drawn import content, converted, names_of, same, scene, write_data
 from PIL import Image
 
 from semanticgan.errors import UserError
@@ -89,6 +90,58 @@ def test_a_white_class_is_not_what_is_ignored(tmp_path):
     labelmap.write_text(labelmap.read_text() + "other:255,255,255::\n")
     with pytest.raises(UserError, match="one colour for other and cell"):
         convert(tmp_path / "voc", tmp_path / "other", say=print)
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        (("class_0", "cell", "vessel"), (0, 0, 0)),
+        (("skin", "cell", "vessel"), (10, 20, 30)),
+        (("skin", "background", "vessel"), (10, 20, 30)),
+        (("_background_", "cell", "vessel"), (0, 0, 0)),
+    ],
+)
+def test_class_0_keeps_its_place(tmp_path, names, first):
+    """Whatever it is called, and whatever its colour; in VOC's colours too, as CVAT writes them."""
+    data = write_data(tmp_path / "data")
+    classes = json.loads((data / "classes.json").read_text())
+    for entry, name in zip(classes["classes"], names, strict=True):
+        entry["name"] = name
+    classes["classes"][0]["color"] = list(first)
+    (data / "classes.json").write_text(json.dumps(classes))
+    convert(data, tmp_path / "voc", to_format="voc", say=print)
+    for mask in (tmp_path / "voc" / "SegmentationClass").iterdir():
+        Image.open(mask).convert("RGB").save(mask)
+    found, _ = converted(tmp_path / "voc", tmp_path / "back")
+    same(content(data), found)
+    assert json.loads((tmp_path / "back" / "classes.json").read_text()) == classes
+
+
+@pytest.mark.parametrize(
+    ("lines", "names", "black", "grey"),
+    [
+        ("cell:1,1,1::\nskin:0,0,0::\n", ["skin", "cell"], 0, 1),
+        ("cell:0,0,0::\nbackground:1,1,1::\n", ["background", "cell"], 1, 0),
+        ("void:0,0,0::\ncell:1,1,1::\n", ["background", "cell"], 255, 1),
+        ("# class 0: nerve\ncell:1,1,1::\nskin:0,0,0::\n", ["skin", "cell"], 0, 1),
+    ],
+)
+def test_class_0_of_other_labelmaps(tmp_path, lines, names, black, grey):
+    root = tmp_path / "in"
+    save(root / "JPEGImages" / "a.png", scene(0)[0])
+    save(root / "SegmentationClass" / "a.png", np.eye(12, 17).astype(np.uint8)[:, :, None].repeat(3, 2))
+    (root / "labelmap.txt").write_text(lines)
+    found, _ = converted(root, tmp_path / "out")
+    assert names_of(tmp_path / "out") == names
+    np.testing.assert_array_equal(found["a"][1], np.where(np.eye(12, 17), grey, black))
+
+
+@pytest.mark.parametrize("name", ["cell: dead", "#cell", " cell"])
+def test_names_that_a_labelmap_cannot_hold(tmp_path, name):
+    data = write_data(tmp_path / "data")
+    (data / "classes.json").write_text(json.dumps({"classes": [{"name": n} for n in ("background", name, "vessel")]}))
+    with pytest.raises(UserError, match=re.escape(f"class {name!r}: a labelmap holds no name with spaces around it")):
+        convert(data, tmp_path / "voc", to_format="voc")
 
 
 def test_grey_masks_beside_a_labelmap_hold_ids_or_colours(tmp_path):
@@ -175,6 +228,15 @@ def test_any_set_in_a_zip(tmp_path):
             archive.write(path, f"my set/{path.relative_to(data)}")
     found, said = converted(tmp_path / "set.zip", tmp_path / "out")
     assert ": data, 4 images, 3 of them" in said[0] and len(found) == 4
+
+
+def test_errors_name_the_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("my set/images/a.png", png(0))
+        archive.writestr("my set/labels/a.txt", "0 .1 .1")
+    with pytest.raises(UserError) as caught:
+        convert(tmp_path / "set.zip", tmp_path / "out")
+    assert str(caught.value).startswith(f"{tmp_path / 'set.zip'}/labels: no masks in it")
 
 
 def link(archive):

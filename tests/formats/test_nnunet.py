@@ -1,4 +1,5 @@
 import json
+import os
 
 import nibabel as nib
 import numpy as np
@@ -6,6 +7,8 @@ import pytest
 from drawn import NAMES, content, converted, names_of, scene, write_data
 from PIL import Image
 
+from semanticgan.cli.main import run
+from semanticgan.data.sources import find_sources
 from semanticgan.errors import UserError
 from semanticgan.formats import Options, convert
 
@@ -42,6 +45,48 @@ def test_in(tmp_path, ending, channels):
         np.testing.assert_array_equal(found[f"case_{k}"][0], img)
         np.testing.assert_array_equal(found[f"case_{k}"][1], label)
     assert found["case_2"][1] is None
+
+
+def test_cases_of_both_parts_are_listed(tmp_path, monkeypatch, capsys):
+    """So that test cases can be kept out of training, and be scored."""
+    root = write_nnunet(tmp_path / "in", {"background": 0, "cell": 1, "vessel": 2, "ignore": 3})
+    save(root / "labelsTs" / "case_2.png", scene(2, ignored=False)[1])
+    out = tmp_path / "out"
+    found, said = converted(root, out)
+    assert found["case_2"][1] is not None
+    assert said[1] == "1 cases of imagesTs: keep them out of training with --labeled imagesTr.txt --unlabeled imagesTr.txt"
+    chosen = find_sources(out, ["imagesTr.txt"], ["imagesTr.txt"], ["imagesTs.txt"])
+    assert chosen.labeled == chosen.unlabeled == ("images/case_0.png", "images/case_1.png")
+    assert chosen.val == ("images/case_2.png",)
+    monkeypatch.chdir(tmp_path)
+    assert run(["check", "out", "--labeled", "imagesTr.txt", "--unlabeled", "imagesTr.txt", "--val", "imagesTs.txt"]) == 0
+    assert "unlabelled: 2 images" in capsys.readouterr().out
+
+
+def test_lists_of_names_that_are_no_text(tmp_path):
+    root = write_nnunet(tmp_path / "in", {"background": 0, "cell": 1, "vessel": 2, "ignore": 3})
+    (root / "imagesTs" / "case_2_0000.png").rename(root / "imagesTs" / os.fsdecode(b"\xe9_0000.png"))
+    converted(root, tmp_path / "out")
+    assert (tmp_path / "out" / "imagesTs.txt").read_bytes() == b"images/\xe9.png\n"
+
+
+@pytest.mark.parametrize("channel", ["", "_0000"])
+def test_the_decathlon_and_version_1(tmp_path, channel):
+    """Classes the other way round, no file ending, and in the Decathlon no channels."""
+    root, affine = tmp_path / "in", np.diag([-1.0, -1, 1, 1])
+    for case in ("a_0001", "b"):
+        for part, name in (("imagesTr", f"{case}{channel}"), ("labelsTr", case), ("imagesTs", f"c{case}{channel}")):
+            (root / part).mkdir(parents=True, exist_ok=True)
+            values = np.random.default_rng(len(name)).integers(0, 3, (4, 5, 3)).astype(np.uint8)
+            nib.save(nib.Nifti1Image(values, affine), root / part / f"{name}.nii.gz")
+    labels = {"0": "background", "1": "liver", "2": "tumour"}
+    (root / "dataset.json").write_text(json.dumps({"labels": labels, "training": [], "test": []}))
+    found, said = converted(root, tmp_path / "out")
+    assert ": nnunet, 12 images, 6 of them with label maps" in said[0] and "2 cases of imagesTs" in said[1]
+    assert names_of(tmp_path / "out") == ["background", "liver", "tumour"]
+    assert found["a_0001/0000"][1] is not None and found["ca_0001/0000"][1] is None
+    lines = (tmp_path / "out" / "imagesTr.txt").read_text().splitlines()
+    assert lines == [f"images/{case}/000{k}.png" for case in ("a_0001", "b") for k in range(3)]
 
 
 def test_regions(tmp_path):

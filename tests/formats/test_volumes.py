@@ -274,3 +274,28 @@ def test_label_volumes_of_0_and_255_have_two_classes(tmp_path):
     found, said = converted(tmp_path / "in", tmp_path / "out")
     assert any("255 is class 1" in line for line in said)
     assert sum(int(pair[1].sum()) for pair in found.values()) == (label > 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["P0/images/scan", "P0/labels/scan"], "P0/labels: got such a folder among the images; convert .*P0 alone"),
+        (["P0/P0_flair", "P0/P0_seg"], r"P0_seg\.nii\.gz: got an image that by its name is the mask of .*P0_flair"),
+        (["P0/image", "P0/label"], r"label\.nii\.gz: got an image that by its name is the mask of .*image"),
+        (["volume-0", "segmentation-0"], r"segmentation-0\.nii\.gz: got an image that by its name is the mask of .*volume-0"),
+    ],
+)
+def test_label_volumes_are_no_images(tmp_path, names, message):
+    for name in names:
+        volume(tmp_path / "in" / f"{name}.nii.gz", np.eye(4))
+    with pytest.raises(UserError, match=message):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
+def test_volumes_alone_are_unlabelled(tmp_path):
+    """With what dcm2niix writes beside them."""
+    for name in ("P0/P0_flair", "P0/P0_t1", "P1/P1_flair"):
+        volume(tmp_path / "in" / f"{name}.nii.gz", np.eye(4))
+        (tmp_path / "in" / f"{name}.json").write_text("{}")
+    _, said = converted(tmp_path / "in", tmp_path / "out")
+    assert "12 images, 0 of them with label maps" in said[0]

@@ -1,7 +1,7 @@
 """Image sets in the formats that people have: into this project's layout, out of it, or from one to another."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,9 @@ from semanticgan.formats import annotations, dicom, folders, layouts, nnunet, vo
 from semanticgan.formats.sets import (
     ImageSet,
     Options,
+    files_below,
     new_folder,
+    notes_on_stacks,
     place_image,
     read_items,
     read_json,
@@ -38,7 +40,8 @@ def write_data(content: ImageSet, out: Path) -> None:
     if content.classes_known:
         write_json(out / "classes.json", content.labels.classes_file())
     for name, items in content.lists.items():
-        (out / f"{name}.txt").write_text("".join(f"images/{i}{suffixes[i]}\n" for i in items), encoding="utf-8")
+        lines = "".join(f"images/{i}{suffixes[i]}\n" for i in items)
+        (out / f"{name}.txt").write_text(lines, encoding="utf-8", errors="surrogateescape")
     if content.volumes:
         volumes.write_geometries(out / "volumes.json", content.volumes)
 
@@ -75,13 +78,13 @@ def _is_stylegan(source: Path) -> bool:
 
 
 def _is_nifti(source: Path) -> bool:
-    return source.name.lower().endswith(volumes.NIFTI) if source.is_file() else bool(folders.files_below(source, volumes.NIFTI))
+    return source.name.lower().endswith(volumes.NIFTI) if source.is_file() else bool(files_below(source, volumes.NIFTI))
 
 
 def _is_dicom(source: Path) -> bool:
     if source.is_file():
         return dicom.is_dicom(source)
-    return any(dicom.is_dicom(path) for path in list(folders.files_below(source, ("",)).values())[:100])
+    return any(dicom.is_dicom(path) for path in list(files_below(source, ("",)).values())[:100])
 
 
 PAIRS = ("images", "masks", "reduce_zero_label")
@@ -133,6 +136,7 @@ def convert(
         if source.is_file() and source.suffix.lower() == ".zip":
             near = next(path for path in out.absolute().parents if path.is_dir())
             place = unpack(source, Path(stack.enter_context(TemporaryDirectory(prefix=".unpacked-", dir=near))) / "set")
+        stack.enter_context(_naming(place, source))
         given = [f.name for f in fields(options) if f.name != "classes" and getattr(options, f.name)]
         name = from_format or _detect(place, given)
         chosen = FORMATS[name]
@@ -145,13 +149,22 @@ def convert(
         classes = ", ".join(content.labels.names[:12]) + (", ..." if content.labels.num_classes > 12 else "")
         counts = f"{len(content.items)} images, {content.num_labeled} of them with label maps"
         say(f"{source}: {name}, {counts}" + (f"; classes: {classes}" if content.classes_known else ""))
-        for note in content.notes:
-            say(note)
+        for note in (*content.notes, *notes_on_stacks(content.items)):
+            say(note.replace(str(place), str(source)))
         write = FORMATS[to_format].write
         assert write is not None
         with new_folder(out) as folder:
             write(content, folder)
     say(f"{out}: written as {to_format}")
+
+
+@contextmanager
+def _naming(place: Path, source: Path) -> Iterator[None]:
+    """UserErrors name the archive, not the place where it was unpacked."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(place), str(source))) from None
 
 
 def _detect(source: Path, given: list[str]) -> str:

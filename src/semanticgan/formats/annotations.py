@@ -1,7 +1,8 @@
 """Objects instead of pixels: COCO's JSON (polygons, run lengths) and CVAT's XML (polygons, run lengths), and back to COCO."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -24,120 +25,10 @@ from semanticgan.formats.sets import (
     safe_name,
     write_json,
 )
+from semanticgan.formats.shapes import mask_to_rle, outlines, pack_counts, polygon_mask, rle_to_mask, unpack_counts
 from semanticgan.labels import IGNORE_INDEX
 
-MAX_CROSSINGS = 50_000_000  # of a polygon's edges with the rows of the image
 Shape = Callable[[int, int], np.ndarray]  # height, width -> bool mask
-
-
-def polygon_mask(points: Sequence[Any], height: int, width: int) -> np.ndarray:
-    """The pixels whose centres lie inside a polygon x0, y0, x1, y1, ... by the even-odd rule; bool [H, W].
-
-    Raises ValueError for what is no polygon.
-    """
-    xy = np.asarray(points, np.float64)
-    if xy.ndim != 1 or xy.size < 6 or xy.size % 2 or not np.isfinite(xy).all() or np.abs(xy).max() > 1e9:
-        raise ValueError("expected at least three points as finite numbers x, y")
-    x, y = xy[0::2], xy[1::2] - 0.5  # row r has its centres at y = r
-    x2, y2 = np.roll(x, -1), np.roll(y, -1)
-    first = np.clip(np.ceil(np.minimum(y, y2)), 0, height).astype(np.int64)
-    stop = np.clip(np.ceil(np.maximum(y, y2)), 0, height).astype(np.int64)
-    top, bottom, count = int(first.min()), int(stop.max()), stop - first
-    if count.sum() > MAX_CROSSINGS:
-        raise ValueError("it crosses the rows of the image millions of times")
-    edge = np.repeat(np.arange(len(x)), count)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
-    crossing = x[edge] + (row - y[edge]) * ((x2 - x)[edge] / (y2 - y)[edge])
-    column = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)
-    flips = np.bincount((row - top) * (width + 1) + column, minlength=(bottom - top) * (width + 1)) & 1
-    mask = np.zeros((height, width), bool)
-    mask[top:bottom] = np.bitwise_xor.accumulate(flips.reshape(-1, width + 1).astype(bool), axis=1)[:, :width]
-    return mask
-
-
-def rle_to_mask(counts: Sequence[Any], height: int, width: int) -> np.ndarray:
-    """Lengths of runs of 0, 1, 0, ... down the columns -> bool [H, W]. Raises ValueError unless they fill the image."""
-    runs = np.asarray(counts)
-    if runs.ndim != 1 or runs.dtype.kind not in "iu" or (runs < 0).any() or sum(map(int, runs)) != height * width:
-        raise ValueError(f"expected run lengths that add up to {height} x {width}")
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
-
-
-def mask_to_rle(mask: np.ndarray) -> list[int]:
-    """bool [H, W] -> lengths of runs of 0, 1, 0, ... down the columns, the first of which may be 0."""
-    flat = mask.T.reshape(-1)
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
-    return [0, *runs] if flat.size and flat[0] else runs
-
-
-def pack_counts(counts: Sequence[int]) -> str:
-    """COCO's compressed form: each count less the one two places before, in digits of 5 bits from low to high.
-
-    Bit 5 says that more follow, and 48 is added to make a printable character; the first three counts stand alone.
-    """
-    text = []
-    for k, count in enumerate(counts):
-        value = count - counts[k - 2] if k > 2 else count
-        more = True
-        while more:
-            digit, value = value & 31, value >> 5
-            more = value != (-1 if digit & 16 else 0)
-            text.append(chr(digit + 32 * more + 48))
-    return "".join(text)
-
-
-def unpack_counts(text: str) -> list[int]:
-    """The inverse of `pack_counts`. Raises ValueError for text that it cannot have written."""
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        digit = ord(character) - 48
-        if not 0 <= digit < 64 or shift > 60:
-            raise ValueError("expected compressed run lengths")
-        value |= (digit & 31) << shift
-        shift += 5
-        if not digit & 32:
-            value -= (1 << shift) if digit & 16 else 0
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise ValueError("expected compressed run lengths, got half of one")
-    return counts
-
-
-def outlines(mask: np.ndarray) -> list[list[int]] | None:
-    """Polygons x0, y0, x1, y1, ... along the pixels' borders that fill to exactly this mask; None if it has holes."""
-    padded = np.pad(mask, 1).astype(np.int8)
-    rows, columns = np.diff(padded, axis=0)[:, 1:-1], np.diff(padded, axis=1)[1:-1]
-    # A step along the border, the mask on its right hand: corner (y, x) -> the corners after it.
-    after: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for (y, x), sign in zip(np.argwhere(rows).tolist(), rows[rows != 0].tolist(), strict=True):
-        start, end = ((y, x), (y, x + 1)) if sign > 0 else ((y, x + 1), (y, x))
-        after.setdefault(start, []).append(end)
-    for (y, x), sign in zip(np.argwhere(columns).tolist(), columns[columns != 0].tolist(), strict=True):
-        start, end = ((y + 1, x), (y, x)) if sign > 0 else ((y, x), (y + 1, x))
-        after.setdefault(start, []).append(end)
-    polygons = []
-    while after:
-        first = corner = next(iter(after))
-        path, step = [first], (0, 0)
-        while corner != first or len(path) == 1:
-            ends = after[corner]
-            # Where two pixels touch at a corner, turn right, which keeps them apart.
-            right = (corner[0] + step[1], corner[1] - step[0])
-            end = right if right in ends else ends[0]
-            ends.remove(end)
-            if not ends:
-                del after[corner]
-            new = (end[0] - corner[0], end[1] - corner[1])
-            path[-1:] = [end] if new == step else [corner, end]
-            corner, step = end, new
-        y, x = np.array(path[:-1]).T
-        if (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() < 0:  # runs the other way round: the border of a hole
-            return None
-        polygons.append(np.stack([x, y], 1).reshape(-1).tolist())
-    return polygons
 
 
 @dataclass
@@ -147,6 +38,7 @@ class Objects:
     file: str
     size: tuple[int, int]  # height, width
     shapes: list[tuple[str, Shape]] = field(default_factory=list)  # class name, mask
+    boxes: set[Shape] = field(default_factory=set)  # those of the shapes that are a box around an unknown outline: ignored
 
 
 def _size(height: Any, width: Any) -> tuple[int, int]:
@@ -179,7 +71,9 @@ def _drawn(source: Path, image: Objects, ids: Mapping[str, int]) -> Callable[[],
         out = np.zeros(image.size, np.uint8)
         for name, shape in image.shapes:
             try:
-                out[shape(*image.size)] = ids[name]
+                k = ids[name]
+                if k or shape not in image.boxes:
+                    out[shape(*image.size)] = IGNORE_INDEX if shape in image.boxes else k
             except (ValueError, TypeError, OverflowError) as error:
                 raise UserError(f"{source}: {image.file}: an object of class {name}: {error}; mend it") from None
         return out
@@ -208,6 +102,27 @@ def _coco_shape(segmentation: Any) -> Shape:
     return runs
 
 
+def _coco_box(box: Any) -> Shape:
+    """The pixels that a box x, y, width, height touches."""
+    x, y, w, h = (float(value) for value in box)
+    if not all(map(math.isfinite, (x, y, w, h))):
+        raise ValueError("expected finite numbers x, y, width, height as bbox")
+
+    def filled(height: int, width: int) -> np.ndarray:
+        out = np.zeros((height, width), bool)
+        out[max(0, math.floor(y)) : max(0, math.ceil(y + h)), max(0, math.floor(x)) : max(0, math.ceil(x + w))] = True
+        return out
+
+    return filled
+
+
+def coco_content(path: Path) -> Any | None:
+    """What a COCO file holds, None for any other file. Raises UserError for JSON that cannot be read."""
+    content = read_json(path) if path.suffix.lower() == ".json" else None
+    keys = ("images", "annotations", "categories")
+    return content if isinstance(content, dict) and all(isinstance(content.get(key), list) for key in keys) else None
+
+
 def find_coco(source: Path) -> tuple[Path, Any] | None:
     """The annotation file of a COCO set with its content: the source, or the one below it (of several that called instances*).
 
@@ -217,8 +132,8 @@ def find_coco(source: Path) -> tuple[Path, Any] | None:
     files = [path for path in below if path.name.startswith("instances")] or below if source.is_dir() else [source]
     found: list[tuple[Path, Any]] = []
     for path in files:
-        content = read_json(path) if path.suffix.lower() == ".json" else None
-        if isinstance(content, dict) and all(isinstance(content.get(k), list) for k in ("images", "annotations", "categories")):
+        content = coco_content(path)
+        if content is not None:
             found.append((path, content))
         if len(found) > 1:
             raise UserError(f"{source}: got several COCO files: {found[0][0]} and {path}; give one of them instead")
@@ -226,7 +141,10 @@ def find_coco(source: Path) -> tuple[Path, Any] | None:
 
 
 def read_coco(source: Path, options: Options) -> ImageSet:
-    """COCO's instances: large objects are drawn first, so that small ones stay visible; classes are in order of their ids."""
+    """COCO's instances: large objects are drawn first, so that small ones stay visible; classes are in order of their ids.
+
+    Where an object has a box and no outline, the box is ignored. Raises UserError where no object has an outline.
+    """
     coco = find_coco(source)
     if coco is None:
         raise UserError(f"{source}: no COCO file, expected JSON with images, annotations and categories; give that file")
@@ -241,20 +159,31 @@ def read_coco(source: Path, options: Options) -> ImageSet:
         areas: list[tuple[float, int, Objects, tuple[str, Shape]]] = []
         for annotation in content["annotations"]:
             where = f"annotation {annotation.get('id')!r}"
-            if annotation.get("segmentation"):
-                shape = categories[annotation["category_id"]], _coco_shape(annotation["segmentation"])
-                areas.append((-float(annotation.get("area", 0)), len(areas), found[annotation["image_id"]], shape))
+            outlined = bool(annotation.get("segmentation"))
+            if outlined or annotation.get("bbox"):
+                shape = _coco_shape(annotation["segmentation"]) if outlined else _coco_box(annotation["bbox"])
+                image, name = found[annotation["image_id"]], categories[annotation["category_id"]]
+                area = float(annotation.get("area", 0) if outlined else annotation["bbox"][2] * annotation["bbox"][3])
+                areas.append((-area, len(areas), image, (name, shape)))
+                if not outlined:
+                    image.boxes.add(shape)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: {where}: {type(error).__name__} {error}; mend the file") from None
-    for _, _, image, shape in sorted(areas, key=lambda entry: entry[:2]):
-        image.shapes.append(shape)
+    for _, _, image, named in sorted(areas, key=lambda entry: entry[:2]):
+        image.shapes.append(named)
+    boxes = sum(len(image.boxes) for image in found.values())
+    if content["annotations"] and boxes == len(areas):
+        got = f"got {len(content['annotations'])} objects without one outline"
+        raise UserError(f"{path}: {got}, expected polygons or run lengths as segmentation; draw or export them")
     root = path.parent
     split = path.stem.rpartition("_")[2]
     beside = [root / "images", root, root / split]
     usual = [*beside, root.parent / "images", root.parent / "images" / split, root.parent / split, root.parent]
     given = options.folder(source if source.is_dir() else root, "images")
     folders = [given] if given else [folder for folder in usual if folder.is_dir()]
-    return _build(path, list(found.values()), folders, [(name, None) for name in categories.values()], options)
+    built = _build(path, list(found.values()), folders, [(name, None) for name in categories.values()], options)
+    note = (f"{boxes} objects have a box and no outline: their boxes are ignored",) if boxes else ()
+    return replace(built, notes=built.notes + note)
 
 
 def write_coco(content: ImageSet, out: Path, polygons: bool = False) -> None:
@@ -364,7 +293,10 @@ def _cvat_shape(tag: str, values: dict[str, str]) -> Shape:
 
 
 def read_cvat(source: Path, options: Options) -> ImageSet:
-    """CVAT for images: polygons and masks by z_order; boxes, points and the like are counted and left out."""
+    """CVAT for images: polygons and masks by z_order; boxes, points and the like are counted and left out.
+
+    Raises UserError where there are none but such.
+    """
     path = source if source.is_file() else source / "annotations.xml"
     xml = _CvatXml(path).read()
     named = {name for name, _ in xml.classes}
@@ -373,5 +305,8 @@ def read_cvat(source: Path, options: Options) -> ImageSet:
     folders = [given] if given else [folder for folder in (path.parent / "images", path.parent) if folder.is_dir()]
     classes = list(dict(xml.classes + [(name, None) for name in used if name not in named]).items())
     content = _build(path, xml.images, folders, classes, options)
+    if xml.others and not content.num_labeled:
+        got = f"got {sum(xml.others.values())} objects ({', '.join(xml.others)}) without one outline"
+        raise UserError(f"{path}: {got}, expected polygons or masks; draw them")
     left_out = tuple(f"{count} objects of kind {tag} are left out" for tag, count in xml.others.items())
     return ImageSet(content.items, content.labels, notes=content.notes + left_out)

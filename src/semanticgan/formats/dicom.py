@@ -8,8 +8,8 @@ import numpy as np
 
 from semanticgan.data.dataset import raise_problems
 from semanticgan.errors import UserError
-from semanticgan.formats.folders import files_below, stem_of
-from semanticgan.formats.sets import ImageSet, Item, Options, distinct, given_labels
+from semanticgan.formats.folders import stem_of
+from semanticgan.formats.sets import ImageSet, Item, Options, distinct, files_below, given_labels
 from semanticgan.formats.volumes import MAX_BYTES, MAX_SLICES, naming, percentiles, require, windowed
 from semanticgan.labels import LabelSpec
 

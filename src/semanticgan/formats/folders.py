@@ -1,7 +1,9 @@
 """Folders of images and of masks with the same stem: of any names, this project's own, and mmsegmentation's."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -9,49 +11,28 @@ import numpy as np
 from PIL import Image
 
 from semanticgan.data.dataset import load_picture, raise_problems, read_mask_values
-from semanticgan.data.sources import SUFFIXES, find_root, list_images, mask_path, stray_masks
+from semanticgan.data.sources import SUFFIXES, find_root, has_mask, list_images, mask_path, sharing_a_mask, stray_masks
 from semanticgan.errors import UserError
 from semanticgan.formats.sets import (
     ImageSet,
     Item,
     Options,
     distinct,
+    files_below,
     given_labels,
     item_name,
     make_labels,
     place_image,
     read_items,
     read_json,
+    require_one_picture,
     save_label,
 )
+from semanticgan.formats.unread import APART, MASK_FOLDERS, refuse_unread_labels
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "jpegimages", "imagestr", "inputs", "input")
-MASK_FOLDERS = (
-    "masks",
-    "mask",
-    "labels",
-    "label",
-    "ann_dir",
-    "annotations",
-    "segmentationclass",
-    "labelstr",
-    "gt",
-    "ground_truth",
-)
 Read = Callable[[Path], np.ndarray]
-
-
-def files_below(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files with these endings below a folder by their path relative to it, sorted; hidden ones are left out."""
-    found = {}
-    for here, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith(".")) if here.count(os.sep) < 100 else []
-        for file in files:
-            if file.lower().endswith(tuple(suffixes)) and not file.startswith("."):
-                path = Path(here, file)
-                found[path.relative_to(folder).as_posix()] = path
-    return dict(sorted(found.items()))
 
 
 def stem_of(relative: str, suffixes: Sequence[str]) -> str:
@@ -63,37 +44,77 @@ def stem_of(relative: str, suffixes: Sequence[str]) -> str:
 def pair_files(images: Path, masks: Path | None, suffixes: Sequence[str]) -> dict[str, tuple[Path, Path | None]]:
     """Name -> image and mask of the same relative stem (or image's full name), each below its folder.
 
-    Raises UserError for masks that no image has, and without any image.
+    Where one folder lies in the other, its files are its own alone. Raises UserError without any image or without any
+    mask in the folder of masks, for masks that no image has, two masks of one stem, and one mask for two images.
     """
-    found = files_below(images, suffixes)
+    found, mask_files = _apart(images, masks, suffixes)
     if not found:
         raise UserError(f"{images}: no images, expected files ending in {', '.join(suffixes)}; name their folder with --images")
-    mask_files = {} if masks is None else files_below(masks, suffixes)
-    left = {stem_of(name, suffixes): path for name, path in mask_files.items()}
+    if masks is not None and not mask_files:
+        expected = f"expected files ending in {', '.join(suffixes)}; export masks so, or convert the images' folder alone"
+        raise UserError(f"{masks}: no masks in it, found {_kinds(masks)}, {expected}")
+    problems = []
+    by_stem: dict[str, Path] = {}
+    for name, path in mask_files.items():
+        other = by_stem.setdefault(stem_of(name, suffixes), path)
+        if other != path:
+            problems.append(f"{other} and {path}: got two masks of one name, expected one; take one of them away")
     matched: dict[str, Path] = {}
-    for name in found:
-        for key in (item_name(PurePosixPath(name), ""), stem_of(name, suffixes)):
-            if key in left:
-                matched[name] = left.pop(key)
-                break
-    stray = list(left.values())
-    raise_problems([f"{path}: mask without image; expected one of the same stem below {images}" for path in stray])
+    owners: dict[Path, Path] = {}
+    for name, image in found.items():
+        keys = (item_name(PurePosixPath(name), ""), stem_of(name, suffixes))
+        mask = next((by_stem[key] for key in keys if key in by_stem), None)
+        if mask is not None:
+            matched[name] = mask
+            owner = owners.setdefault(mask, image)
+            if owner != image:
+                problems.append(f"{owner} and {image}: got one mask for both, {mask}; give one of them another name")
+    stray = [path for path in by_stem.values() if path not in owners]
+    problems += [f"{path}: mask without image; expected one of the same stem below {images}" for path in stray]
+    raise_problems(problems)
     names = distinct([stem_of(name, suffixes) for name in found])
     return {new: (path, matched.get(name)) for new, (name, path) in zip(names, found.items(), strict=True)}
 
 
+def _apart(images: Path, masks: Path | None, suffixes: Sequence[str]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The files of the images' folder and of the masks'; what lies in the inner one is not the outer one's."""
+    found = files_below(images, suffixes)
+    if masks is None:
+        return found, {}
+    mask_files = files_below(masks, suffixes)
+    real_images, real_masks = Path(os.path.realpath(images)), Path(os.path.realpath(masks))
+    if real_images in real_masks.parents:
+        below = real_masks.relative_to(real_images).as_posix() + "/"
+        found = {name: path for name, path in found.items() if not name.startswith(below)}
+    if real_masks in real_images.parents:
+        below = real_images.relative_to(real_masks).as_posix() + "/"
+        mask_files = {name: path for name, path in mask_files.items() if not name.startswith(below)}
+    return found, mask_files
+
+
+def _kinds(folder: Path) -> str:
+    """How many files of which endings a folder holds."""
+    counts = Counter(path.suffix or "nameless" for path in files_below(folder, ("",)).values())
+    return ", ".join(f"{count} {kind} files" for kind, count in counts.most_common(3)) or "no files"
+
+
 def guess_folders(source: Path, options: Options) -> tuple[Path, Path | None]:
-    """The folders of images and masks: as --images and --masks say, else by usual names, else all is images."""
+    """The folders of images and masks: as --images and --masks say, else by usual names, else all is images.
+
+    Raises UserError where there is a choice, for masks without a folder of images, and for one folder as both.
+    """
     images, masks = options.folder(source, "images"), options.folder(source, "masks")
     below = sorted(path for path in source.iterdir() if path.is_dir()) if source.is_dir() else []
     for which, usual in (("images", IMAGE_FOLDERS), ("masks", MASK_FOLDERS)):
-        candidates = [path for path in below if path.name.lower() in usual]
+        candidates = [path for path in below if path.name.lower() in usual and files_below(path, ("",))]
         if (images if which == "images" else masks) is None and candidates:
             if len(candidates) > 1:
                 raise UserError(f"{source}: got {', '.join(p.name for p in candidates)} for {which}; say which with --{which}")
             images, masks = (candidates[0], masks) if which == "images" else (images, candidates[0])
     if images is None and masks is not None:
         raise UserError(f"{source}: got masks in {masks} but no folder of images beside it; name one with --images")
+    if images is not None and masks is not None and images.samefile(masks):
+        raise UserError(f"{images}: got one folder for images and masks; {APART}")
     return images or source, masks
 
 
@@ -159,12 +180,27 @@ def from_colours(path: Path, palette: Mapping[tuple[int, int, int], int]) -> np.
 
 
 def mask_reader(labels: LabelSpec | None, options: Options) -> Read:
-    """How masks become values: colours where --classes names a file with colours and a mask is in colour, else as stored."""
-    by_file = labels is not None and (options.classes or "").endswith(".json")
+    """How masks become values: by their colours where a mask is in colour and the classes are of a file, else as stored.
+
+    The file is the one that --classes names, or the source's own. Masks in colour whose pixels are all grey may hold ids too.
+    """
+    by_file = labels is not None and (options.classes is None or options.classes.endswith(".json"))
     palette = {colour: k for k, colour in enumerate(labels.palette)} if by_file and labels else {}
 
+    def from_colours_or_greys(path: Path) -> np.ndarray:
+        try:
+            if labels and len(palette) < labels.num_classes:
+                raise UserError(f"{path}: got a mask in colours, but two classes have one; give each its own in classes.json")
+            return from_colours(path, palette)
+        except UserError as error:
+            with suppress(UserError):
+                return read_mask_values(path)
+            raise error
+
     def read(path: Path) -> np.ndarray:
-        values = from_colours(path, palette) if palette and colour_mode(path) in ("RGB", "RGBA") else read_mask_values(path)
+        require_one_picture(path)
+        in_colour = palette and colour_mode(path) in ("RGB", "RGBA")
+        values = from_colours_or_greys(path) if in_colour else read_mask_values(path)
         if options.reduce_zero_label:
             values = values.astype(np.int64)
             values = np.where((values == 0) | (values == IGNORE_INDEX), IGNORE_INDEX, values - 1)
@@ -185,13 +221,8 @@ def read_folders(source: Path, options: Options) -> ImageSet:
     """Two folders of any names with images and masks of the same stem; without masks all are unlabelled."""
     images, masks = guess_folders(source, options)
     pairs = pair_files(images, masks, SUFFIXES)
-    nested = {
-        part for image, _ in pairs.values() for part in image.relative_to(images).parts[:-1] if part.lower() in MASK_FOLDERS
-    }
-    if masks is None and nested:
-        raise UserError(
-            f"{images}: got folders called {', '.join(sorted(nested))} among the images; say which with --images and --masks"
-        )
+    if masks is None:
+        refuse_unread_labels(source, images, [image for image, _ in pairs.values()], SUFFIXES)
     labels = near_labels(source, images, options)
     return indexed(pairs, labels, mask_reader(labels, options), binary=not options.reduce_zero_label)
 
@@ -212,10 +243,14 @@ def read_data(source: Path, options: Options) -> ImageSet:
     everything = list_images(source, str(source))
     images = [image for image in everything if "images" in Path(image).parts[:-1]]
     others = len(everything) - len(images)
+    labeled = [image for image in images if has_mask(source, image)]
+    raise_problems([problem for *_, problem in sharing_a_mask(source, labeled)])
     pairs = {}
     for name, image in zip(distinct([item_name(PurePosixPath(image)) for image in images]), images, strict=True):
         mask = mask_path(source / image)
         pairs[name] = (source / image, mask if mask.is_file() else None)
+    if not labeled:
+        refuse_unread_labels(source, source, [image for image, _ in pairs.values()], SUFFIXES)
     labels = given_labels(options.classes)
     if labels is None and (source / "classes.json").is_file():
         labels = LabelSpec.from_file(source / "classes.json")

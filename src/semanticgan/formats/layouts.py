@@ -1,6 +1,6 @@
 """Layouts of published sets: VOC (and CVAT's masks), CelebAMask-HQ, the SemanticGAN authors' lists, StyleGAN's archives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -13,7 +13,6 @@ from semanticgan.formats.folders import (
     binary_notes,
     colour_mode,
     decide_labels,
-    files_below,
     from_colours,
     index_label,
     indexed,
@@ -22,15 +21,19 @@ from semanticgan.formats.folders import (
     stem_of,
 )
 from semanticgan.formats.sets import (
+    BACKGROUND_NAMES,
+    IGNORE_NAMES,
     ImageSet,
     Item,
     Options,
     distinct,
+    files_below,
     given_labels,
     item_name,
     named_labels,
     place_image,
     read_items,
+    require_one_picture,
     safe_name,
     save_image,
     save_label,
@@ -38,6 +41,7 @@ from semanticgan.formats.sets import (
 from semanticgan.labels import IGNORE_COLOUR, IGNORE_INDEX, LabelSpec, default_colour
 
 VOC_BORDER = (224, 224, 192)
+CLASS_0 = "# class 0: "  # remark of labelmap.txt where class 0 is not called background
 # CelebAMask-HQ's parts in its own order: a part lies over those before it, and has the class id of its place.
 CELEB_PARTS = (
     "background", "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip", "l_lip",
@@ -49,7 +53,8 @@ CELEB_MASKS, CELEB_IMAGES = "CelebAMask-HQ-mask-anno", "CelebA-HQ-img"
 def read_voc(source: Path, options: Options) -> ImageSet:
     """JPEGImages, SegmentationClass (palette indices, or the colours of CVAT's labelmap.txt; 255 ignored), ImageSets."""
     images = options.folder(source, "images") or source / "JPEGImages"
-    pairs = pair_files(images, source / "SegmentationClass", SUFFIXES)
+    masks = source / "SegmentationClass"
+    pairs = pair_files(images, masks if masks.is_dir() else None, SUFFIXES)
     lists: dict[str, list[str]] = {}
     for path in sorted((source / "ImageSets" / "Segmentation").glob("*.txt")):
         names = [safe_name(line, str(path)) for line in _lines(path)]
@@ -69,11 +74,12 @@ def read_voc(source: Path, options: Options) -> ImageSet:
     twice = next((f"{name} and {other}" for k, (name, c) in enumerate(found) for other, d in found[:k] if c == d), None)
     if twice:
         raise UserError(f"{labelmap}: got one colour for {twice}, expected a colour for each; mend the lines")
-    labels, ids, notes = named_labels(found, options)
+    labels, ids, notes = named_labels(found, options, _class_0(labelmap, found))
     palette = {(0, 0, 0): 0, VOC_BORDER: IGNORE_INDEX} | {colour: ids[name] for name, colour in found}
 
     def label(path: Path) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
+            require_one_picture(path)
             if colour_mode(path) in ("L", "1", "unreadable"):
                 values = read_mask_values(path)
                 if set(np.unique(values).tolist()) <= {*range(labels.num_classes), IGNORE_INDEX}:
@@ -84,6 +90,17 @@ def read_voc(source: Path, options: Options) -> ImageSet:
 
     items = [Item(name, image, label(mask) if mask else None) for name, (image, mask) in pairs.items()]
     return ImageSet(tuple(items), labels, lists, notes=notes)
+
+
+def _class_0(labelmap: Path, found: Sequence[tuple[str, tuple[int, int, int]]]) -> str | None:
+    """The name of class 0 in a labelmap: the one remarked, else the black one; None where one is called background."""
+    colours = {name: colour for name, colour in found if name.casefold() not in IGNORE_NAMES}
+    remarked = next((line.removeprefix(CLASS_0) for line in _lines(labelmap, remarks=True) if line.startswith(CLASS_0)), None)
+    if remarked in colours:
+        return remarked
+    if any(name.casefold() in BACKGROUND_NAMES for name in colours):
+        return None
+    return next((name for name, colour in colours.items() if colour == (0, 0, 0)), None)
 
 
 def read_celebamask(source: Path, options: Options) -> ImageSet:
@@ -180,21 +197,24 @@ def read_stylegan(source: Path, options: Options) -> ImageSet:
     return ImageSet(tuple(items), given_labels(options.classes) or LabelSpec.unnamed(2))
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path, remarks: bool = False) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{path}: cannot be read as text; mend the file") from None
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [line.strip() for line in lines if line.strip() and line.startswith("#") == remarks]
 
 
 def write_voc(content: ImageSet, out: Path) -> None:
     """JPEGImages, SegmentationClass, ImageSets and labelmap.txt: CVAT's "Segmentation mask" too.
 
-    Raises UserError where two classes have one colour.
+    Raises UserError where two classes have one colour, or a name cannot stand in a labelmap.
     """
     if len(set(content.labels.palette)) < content.labels.num_classes:
         raise UserError("two classes have one colour, which a labelmap cannot tell apart; give each its own in classes.json")
+    bad = next((name for name in content.labels.names if name != name.strip() or ":" in name or name.startswith("#")), None)
+    if bad is not None:
+        raise UserError(f"class {bad!r}: a labelmap holds no name with spaces around it, a colon or # first; rename it")
     ignored = next(c for c in (IGNORE_COLOUR, VOC_BORDER, *map(default_colour, range(256))) if c not in content.labels.palette)
     for item, pixels, label in read_items(content.items):
         place_image(item, pixels, out / "JPEGImages" / item.name)
@@ -207,7 +227,9 @@ def write_voc(content: ImageSet, out: Path) -> None:
         (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in names), encoding="utf-8", errors="surrogateescape")
     colours = [*zip(content.labels.names, content.labels.palette, strict=True), ("ignored", ignored)]
     lines = [f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in colours]
-    (out / "labelmap.txt").write_text("# label:color_rgb:parts:actions\n" + "".join(lines), encoding="utf-8")
+    named = content.labels.names[0].casefold() in BACKGROUND_NAMES
+    remarks = ["# label:color_rgb:parts:actions\n", *([] if named else [f"{CLASS_0}{content.labels.names[0]}\n"])]
+    (out / "labelmap.txt").write_text("".join(remarks + lines), encoding="utf-8")
 
 
 def write_authors(content: ImageSet, out: Path) -> None:

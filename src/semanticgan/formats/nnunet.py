@@ -1,7 +1,8 @@
-"""nnU-Net v2: dataset.json, imagesTr, labelsTr, imagesTs; PNG, TIFF and BMP images, or NIfTI volumes as slices; both ways."""
+"""nnU-Net: dataset.json, imagesTr, labelsTr, imagesTs; PNG, TIFF and BMP images, or NIfTI volumes as slices; v2 both ways."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import numpy as np
 from semanticgan.data.dataset import is_grey, load_picture, raise_problems, read_mask_values
 from semanticgan.data.sources import SUFFIXES
 from semanticgan.errors import UserError
-from semanticgan.formats.folders import decide_labels, files_below
+from semanticgan.formats.folders import decide_labels
 from semanticgan.formats.sets import (
     ImageSet,
     Item,
     Options,
     distinct,
+    files_below,
     given_labels,
     make_labels,
     read_items,
     read_json,
+    require_one_picture,
     save_image,
     write_json,
 )
@@ -30,19 +33,23 @@ IGNORE = "ignore"  # nnU-Net's own name for it; its value is the highest
 
 
 def is_nnunet(source: Path) -> bool:
-    """Whether a folder has nnU-Net's dataset.json and images beside it."""
+    """Whether a folder has nnU-Net's dataset.json (or the Medical Segmentation Decathlon's) and images beside it."""
     path = source / "dataset.json"
     if not (path.is_file() and (source / "imagesTr").is_dir()):
         return False
     content = read_json(path)
-    return isinstance(content, dict) and "file_ending" in content and "labels" in content
+    return isinstance(content, dict) and "labels" in content and ("file_ending" in content or "training" in content)
 
 
 def read_nnunet(source: Path, options: Options) -> ImageSet:
-    """Cases of imagesTr with labelsTr, and imagesTs (labelled where labelsTs says so) after them; `ignore` becomes 255."""
+    """Cases of imagesTr with labelsTr, and imagesTs (labelled where labelsTs says so) after them; `ignore` becomes 255.
+
+    Where there are test cases both become lists. Version 1 and the Medical Segmentation Decathlon, whose dataset.json names
+    no file ending, have NIfTI volumes.
+    """
     content = read_json(source / "dataset.json")
     try:
-        ending = str(content["file_ending"]).lower()
+        ending = str(content.get("file_ending", ".nii.gz")).lower()
         names, ignored = _names(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{source / 'dataset.json'}: {type(error).__name__} {error}; expected nnU-Net v2's form") from None
@@ -50,33 +57,49 @@ def read_nnunet(source: Path, options: Options) -> ImageSet:
         raise UserError(
             f"{source / 'dataset.json'}: got files in {ending}, expected {', '.join((*NIFTI, *SUFFIXES))}; convert them"
         )
-    cases = _cases(source, ending)
+    cases, tests = _cases(source, ending, "file_ending" in content)
     labels = given_labels(options.classes) or names
-    values = volume_values if ending in NIFTI else read_mask_values
+    flat = ending not in NIFTI
 
     def read(path: Path) -> np.ndarray:
-        stored = values(path)
+        if flat:
+            require_one_picture(path)
+        stored = read_mask_values(path) if flat else volume_values(path)
         return stored if ignored is None else np.where(stored == ignored, IGNORE_INDEX, stored)
 
     masks = [mask for _, mask in cases.values() if mask]
     labels, _ = decide_labels(masks, labels, read, binary=False)
-    if ending in NIFTI:
-        return from_volumes(cases, labels, options, read)
+    if not flat:
+        return _with_lists(from_volumes(cases, labels, options, read), tests)
     items = []
     for name, (images, mask) in cases.items():
         image = images[0] if len(images) == 1 else _merged(images)
         items.append(Item(name, image, (lambda mask=mask: read(mask).astype(np.uint8)) if mask else None))  # type: ignore[misc]
-    return ImageSet(tuple(items), labels)
+    return _with_lists(ImageSet(tuple(items), labels), tests)
+
+
+def _with_lists(content: ImageSet, tests: Set[str]) -> ImageSet:
+    """With lists of the training and the test cases, if there are any of these."""
+    if not tests:
+        return content
+    lists: dict[str, list[str]] = {"imagesTr": [], "imagesTs": []}
+    for item in content.items:
+        lists["imagesTs" if item.name in tests or item.name.rpartition("/")[0] in tests else "imagesTr"].append(item.name)
+    how = "--labeled imagesTr.txt --unlabeled imagesTr.txt"
+    return replace(content, lists=lists, notes=(f"{len(tests)} cases of imagesTs: keep them out of training with {how}",))
 
 
 def _names(content: Mapping[str, Any]) -> tuple[LabelSpec, int | None]:
     """The classes by their values, and the value of ignored pixels; of regions, those that `regions_class_order` writes."""
     values = dict(content["labels"])
-    ignored = values.pop(IGNORE, None)
-    if any(isinstance(value, list) for value in values.values()):
-        regions = [name for name, value in values.items() if value not in (0, [0])]
-        values = {"background": 0} | dict(zip(regions, content["regions_class_order"], strict=True))
-    named = {int(value): str(name) for name, value in values.items()}
+    if "file_ending" in content:
+        ignored = values.pop(IGNORE, None)
+        if any(isinstance(value, list) for value in values.values()):
+            regions = [name for name, value in values.items() if value not in (0, [0])]
+            values = {"background": 0} | dict(zip(regions, content["regions_class_order"], strict=True))
+        named = {int(value): str(name) for name, value in values.items()}
+    else:  # version 1 has {"0": "background", ...}
+        ignored, named = None, {int(value): str(name) for value, name in values.items()}
     if ignored is not None and (not isinstance(ignored, int) or ignored <= max(named)):
         raise ValueError(f"ignore is {ignored}, which is not the highest value")
     if len(named) > 254 or max(named) > 253:
@@ -84,14 +107,20 @@ def _names(content: Mapping[str, Any]) -> tuple[LabelSpec, int | None]:
     return make_labels([named.get(k, f"class_{k}") for k in range(max(named) + 1)]), ignored
 
 
-def _cases(source: Path, ending: str) -> dict[str, tuple[Sequence[Path], Path | None]]:
-    """Case -> its files, a channel each, and its labels. Raises UserError unless there is one channel, or three."""
+def _cases(source: Path, ending: str, version_2: bool) -> tuple[dict[str, tuple[Sequence[Path], Path | None]], Set[str]]:
+    """Case -> its files, a channel each, and its labels; and the names of the test cases.
+
+    The Decathlon's files have no channels in their names, and their labels the same names. Raises UserError unless there is
+    one channel, or three.
+    """
     cases: list[tuple[str, Sequence[Path], Path | None]] = []
     problems = []
+    train = files_below(source / "imagesTr", (ending,)).values()
+    plain = not version_2 and any((source / "labelsTr" / path.name).is_file() for path in train)
     for images, labels in (("imagesTr", "labelsTr"), ("imagesTs", "labelsTs")):
         channels: dict[str, list[Path]] = {}
         for path in files_below(source / images, (ending,)).values():
-            match = re.fullmatch(r"(.+)_(\d{4})", path.name[: -len(ending)])
+            match = re.fullmatch(r"(.+)" if plain else r"(.+)_\d{4}", path.name[: -len(ending)])
             if match is None:
                 problems.append(f"{path}: got no channel in the name, expected CASE_0000{ending}; rename it")
             else:
@@ -107,7 +136,8 @@ def _cases(source: Path, ending: str) -> dict[str, tuple[Sequence[Path], Path | 
     if not cases:
         raise UserError(f"{source}: no images in imagesTr ending in {ending}, expected some; correct the folder")
     names = distinct([case for case, _, _ in cases])
-    return {name: (files, mask) for name, (_, files, mask) in zip(names, cases, strict=True)}
+    tests = {name for name, (_, files, _) in zip(names, cases, strict=True) if source / "imagesTs" in files[0].parents}
+    return {name: (files, mask) for name, (_, files, mask) in zip(names, cases, strict=True)}, tests
 
 
 def _merged(files: Sequence[Path]) -> Callable[[], np.ndarray]:

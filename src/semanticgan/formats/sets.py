@@ -8,7 +8,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
-from semanticgan.data.dataset import is_grey, load_picture, raise_problems
+from semanticgan.data.dataset import BROKEN, FORMATS, MAX_FRAMES, is_grey, load_picture, raise_problems
 from semanticgan.data.sources import SUFFIXES
 from semanticgan.errors import UserError
 from semanticgan.labels import IGNORE_COLOUR, IGNORE_INDEX, LabelSpec, default_colour
@@ -25,7 +25,10 @@ from semanticgan.labels import IGNORE_COLOUR, IGNORE_INDEX, LabelSpec, default_c
 MAX_JSON = 2**30  # bytes; the largest annotation file of COCO has half
 MAX_ENTRIES = 1_000_000
 MAX_SWELLING, SMALL = 10, 4 * 2**30  # an archive may hold ten times its size, or 4 GiB
+NEW_SUBFILE_TYPE = 254  # TIFF's tag, of which bit 0 marks a smaller copy
 IGNORE_NAMES = ("ignore", "ignored", "void")  # a class of such a name stands for pixels that do not count
+
+BACKGROUND_NAMES = ("background", "_background_")
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,53 @@ def safe_name(text: object, where: str) -> str:
     return str(PurePosixPath(name))
 
 
+def num_pictures(path: Path) -> int:
+    """The pictures in a TIFF, WebP or PNG file, counted to 100, without smaller copies; 1 where reading will raise."""
+    found = 1
+    with (
+        suppress(*BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning),
+        Image.open(path, formats=FORMATS) as image,
+    ):
+        if image.format != "TIFF":
+            return getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP") else 1
+        for k in range(1, MAX_FRAMES):
+            image.seek(k)
+            found += not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1
+    return found
+
+
+def require_one_picture(path: Path) -> None:
+    """Raises UserError for a mask file with several pictures."""
+    if (count := num_pictures(path)) > 1:
+        raise UserError(f"{path}: got {count} pictures in one mask file, expected one; split it and its image")
+
+
+def notes_on_stacks(items: Sequence[Item]) -> tuple[str, ...]:
+    """What to say of image files with several pictures."""
+    counts = {item.image: num_pictures(item.image) for item in items if isinstance(item.image, Path)}
+    stacks = [path for path, count in counts.items() if count > 1]
+    if not stacks:
+        return ()
+    more = f", and {len(stacks) - 1} more files hold several" if len(stacks) > 1 else ""
+    return (f"{stacks[0]}: holds {counts[stacks[0]]} pictures{more}: only the first is converted; split such files",)
+
+
 def item_name(path: PurePosixPath | Path, suffix: str | None = None) -> str:
     """The name of an item: the path without its suffix and without folders called images or masks, which place masks."""
     stem = path.name.removesuffix(path.suffix if suffix is None else suffix)
     return "/".join([*(part for part in path.parts[:-1] if part not in ("images", "masks")), stem])
+
+
+def files_below(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Files with these endings below a folder by their path relative to it, sorted; hidden ones are left out."""
+    found = {}
+    for here, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith(".")) if here.count(os.sep) < 100 else []
+        for file in files:
+            if file.lower().endswith(tuple(suffixes)) and not file.startswith("."):
+                path = Path(here, file)
+                found[path.relative_to(folder).as_posix()] = path
+    return dict(sorted(found.items()))
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -177,17 +223,18 @@ def given_labels(classes: str | None) -> LabelSpec | None:
 
 
 def named_labels(
-    found: Sequence[tuple[str, tuple[int, int, int] | None]], options: Options
+    found: Sequence[tuple[str, tuple[int, int, int] | None]], options: Options, class_0: str | None = None
 ) -> tuple[LabelSpec, dict[str, int], tuple[str, ...]]:
     """The classes of a source that names them (with colours), the class id of each name, and what to say.
 
-    A class called background comes first, or is added. --classes chooses among the names: others become background.
+    Class 0 is `class_0`, else the one called background, which is added where there is none. --classes chooses among the
+    names: others become background.
     """
     names = [name for name, _ in found if name.casefold() not in IGNORE_NAMES]
     ids = {name: IGNORE_INDEX for name, _ in found if name not in names}
     labels = given_labels(options.classes)
     if labels is None:
-        first = next((name for name in names if name.casefold() in ("background", "_background_")), "background")
+        first = class_0 or next((name for name in names if name.casefold() in BACKGROUND_NAMES), "background")
         names = [first, *(name for name in names if name != first)]
         colours = dict(found)
         labels = make_labels(names, [colours.get(name) for name in names])
@@ -237,8 +284,11 @@ def write_json(path: Path, content: object) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write to that gets the name `out` (absent or empty so far) when all went well, else goes away."""
-    path = Path(os.path.abspath(out))
+    """A folder to write to that gets the name `out` (absent or empty so far) when all went well, else goes away.
+
+    Where `out` is a link to a folder, that folder is meant.
+    """
+    path = Path(os.path.realpath(out))
     temporary = path.parent / f".{path.name[:100]}.{os.getpid()}"
     try:
         temporary.mkdir(parents=True)

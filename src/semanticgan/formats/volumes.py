@@ -29,6 +29,7 @@ from semanticgan.formats.sets import (
     read_json,
     write_json,
 )
+from semanticgan.formats.unread import refuse_unread_labels
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 
 NIFTI = (".nii", ".nii.gz")
@@ -291,6 +292,8 @@ def read_nifti(source: Path, options: Options) -> ImageSet:
     else:
         images, masks = guess_folders(source, options)
         pairs = pair_files(images, masks, NIFTI)
+        if masks is None:
+            refuse_unread_labels(source, images, [image for image, _ in pairs.values()], NIFTI, files=False)
         labels = near_labels(source, images, options)
     labels, is_binary = decide_labels([mask for _, mask in pairs.values() if mask], labels, volume_values, binary=True)
     read = binary_values if is_binary else volume_values
