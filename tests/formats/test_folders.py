@@ -319,3 +319,12 @@ def test_only_ignored_pixels_are_refused(tmp_path):
     save(tmp_path / "in" / "masks" / "a.png", (scene(0)[1] > 0).astype(np.uint8))
     with pytest.raises(UserError, match="none but background and ignored pixels"):
         convert(tmp_path / "in", tmp_path / "out", options=Options(reduce_zero_label=True))
+
+
+@pytest.mark.parametrize(("values", "said"), [((1, 255), "holds 0 and 1"), ((128, 255), "expected class ids 0, 1, 2")])
+def test_masks_that_mean_two_things_are_refused(tmp_path, values, said):
+    for k, value in enumerate(values):
+        save(tmp_path / f"pictures/{k}.png", np.zeros((4, 4, 3), np.uint8))
+        save(tmp_path / f"drawn/{k}.png", np.array([[0, value]], np.uint8).repeat(4, 0).repeat(2, 1))
+    with pytest.raises(UserError, match=said):
+        convert(tmp_path, tmp_path / "out", options=Options(images="pictures", masks="drawn"))

@@ -22,6 +22,7 @@ MAX_PIXELS = 200_000_000
 MAX_PROBLEMS = 20
 MAX_WEBP_SIDE = 16_383  # of a still image; an animation's canvas may claim more
 MAX_FRAMES = 100
+NEW_SUBFILE_TYPE = 254  # TIFF's tag, of which bit 0 marks a smaller copy
 # What Pillow raises on bad files.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error)
 DARK = 64  # of 255: 16-bit colour that stays below has most of what it shows in the lower bytes, which are not read
@@ -90,7 +91,7 @@ def _decoded(path: Path, at_least: int | None = None) -> Iterator[tuple[Image.Im
             with _naming(path):
                 if at_least is not None and image.format in ("JPEG", "MPO"):
                     image.draft(None, (at_least, at_least))
-                frames = _num_frames(image)
+                frames = num_frames(image)
                 cut = not is_deep(image) and any(";16" in str(tile[3]) for tile in image.tile)  # Pillow drops the lower bytes
                 image.load()
                 image.info |= {"frames": frames, "cut": cut}
@@ -100,15 +101,17 @@ def _decoded(path: Path, at_least: int | None = None) -> Iterator[tuple[Image.Im
             yield image, (size[1], size[0]) if 5 <= orientation <= 8 else size
 
 
-def _num_frames(image: Image.Image) -> int:
-    """Pictures in the file. They are counted to MAX_FRAMES in TIFF, where a chain of them can be long and slow to follow."""
+def num_frames(image: Image.Image) -> int:
+    """Pictures in an opened TIFF, WebP or PNG. In TIFF, where a chain of them can be long and slow to follow, they are counted to
+    MAX_FRAMES, and smaller copies do not count.
+    """
     if image.format != "TIFF":
         return getattr(image, "n_frames", 1) if image.format in ("WEBP", "PNG") else 1
     found = 1
     with suppress(*BROKEN):
-        while found < MAX_FRAMES:
-            image.seek(found)
-            found += 1
+        for k in range(1, MAX_FRAMES):
+            image.seek(k)
+            found += not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1  # type: ignore[attr-defined]
     image.seek(0)
     return found
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from semanticgan.data.coding import require_one_meaning, require_plausible
 from semanticgan.data.dataset import load_picture, raise_problems, read_mask_values
 from semanticgan.data.sources import SUFFIXES, find_root, has_mask, list_images, mask_path, sharing_a_mask, stray_masks
 from semanticgan.errors import UserError
@@ -137,16 +138,19 @@ def decide_labels(files: Sequence[Path], labels: LabelSpec | None, read: Read, b
 
     Raises UserError with every mask that cannot be read or has a value that is no class.
     """
-    holders: dict[int, Path] = {}
+    found: dict[Path, set[int]] = {}
     problems = []
     for path in files:
         try:
-            values = read(path)
+            found[path] = {int(value) for value in np.unique(read(path))}
         except UserError as error:
             problems.append(str(error))
-            continue
-        holders = {int(value): path for value in np.unique(values)} | holders
     raise_problems(problems)
+    holders = {value: path for path in reversed(found) for value in found[path]}
+    if binary:
+        require_one_meaning(found)
+    if labels is None:
+        require_plausible(found)
     is_binary = binary and IGNORE_INDEX in holders and set(holders) <= {0, IGNORE_INDEX}
     top = 1 if is_binary else max((value for value in holders if value != IGNORE_INDEX), default=1)
     if top > 253 and labels is None:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
-from semanticgan.data.dataset import BROKEN, FORMATS, MAX_FRAMES, is_grey, load_picture, raise_problems
+from semanticgan.data.dataset import BROKEN, FORMATS, is_grey, load_picture, num_frames, raise_problems
 from semanticgan.data.sources import SUFFIXES
 from semanticgan.errors import UserError
 from semanticgan.labels import IGNORE_COLOUR, IGNORE_INDEX, LabelSpec, default_colour
@@ -25,9 +25,7 @@ from semanticgan.labels import IGNORE_COLOUR, IGNORE_INDEX, LabelSpec, default_c
 MAX_JSON = 2**30  # bytes; the largest annotation file of COCO has half
 MAX_ENTRIES = 1_000_000
 MAX_SWELLING, SMALL = 10, 4 * 2**30  # an archive may hold ten times its size, or 4 GiB
-NEW_SUBFILE_TYPE = 254  # TIFF's tag, of which bit 0 marks a smaller copy
 IGNORE_NAMES = ("ignore", "ignored", "void")  # a class of such a name stands for pixels that do not count
-
 BACKGROUND_NAMES = ("background", "_background_")
 
 
@@ -129,18 +127,13 @@ def safe_name(text: object, where: str) -> str:
 
 
 def num_pictures(path: Path) -> int:
-    """The pictures in a TIFF, WebP or PNG file, counted to 100, without smaller copies; 1 where reading will raise."""
-    found = 1
+    """What `num_frames` says of a file; 1 where reading will raise."""
     with (
         suppress(*BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning),
         Image.open(path, formats=FORMATS) as image,
     ):
-        if image.format != "TIFF":
-            return getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP") else 1
-        for k in range(1, MAX_FRAMES):
-            image.seek(k)
-            found += not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1
-    return found
+        return num_frames(image)
+    return 1
 
 
 def require_one_picture(path: Path) -> None:
