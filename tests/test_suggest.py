@@ -110,8 +110,13 @@ def test_candidates(data):
     lists["one"].write_text(names[0])
     # A list is taken as it stands, whether its images have masks or not: those of --labeled alone are known.
     assert candidates(data, [str(lists["some"])], [str(lists["one"])]) == (names[1:5], names[:1])
-    with pytest.raises(UserError, match="every image is labelled"):
+    with pytest.raises(UserError, match=r"^--unlabeled .*one\.txt: every image of it has a mask or is for validation"):
         candidates(data, [str(lists["one"])])
+    assert candidates(data, held_out=names[4:6]) == ([names[3], *names[6:]], names[:3])
+    for k in range(3, 8):
+        Image.new("L", (20, 20)).save(data / "masks" / f"{k}.png")
+    with pytest.raises(UserError, match="every image is labelled, expected some without a mask"):
+        candidates(data)
 
 
 def test_files_that_cannot_be_read_are_named(model, data):
@@ -121,6 +126,24 @@ def test_files_that_cannot_be_read_are_named(model, data):
     assert {p.image for p in proposals} == {f"images/{k}.png" for k in range(3, 7)}
     assert len(problems) == 1 and "7.png" in problems[0]
     assert told[-1] == (8, 8)
+
+
+def test_images_that_show_nothing_are_not_proposed(model, data):
+    Image.new("RGB", (20, 20), (3, 3, 3)).save(data / "images" / "7.png")
+    proposals, problems = suggest(model, data, 99)
+    assert {p.image for p in proposals} == {f"images/{k}.png" for k in range(3, 7)}
+    assert problems == ["images/7.png: near-constant image, nothing to label"]
+
+
+def test_validation_images_of_a_run_are_not_proposed(model, data, tmp_path, capsys):
+    from semanticgan.cli.main import run
+
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    model.save(tmp_path / "run" / "model", "card")
+    (tmp_path / "run" / "val.txt").write_text("images/3.png\nimages/4.png\n")
+    assert run(["suggest", str(tmp_path / "run"), "--data", str(data)]) == 0
+    printed = capsys.readouterr().out
+    assert "images/5.png" in printed and "images/3.png" not in printed and "images/4.png" not in printed
 
 
 def test_command(model, data, tmp_path, capsys):

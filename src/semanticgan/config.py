@@ -343,11 +343,16 @@ def choose_preset(side: int, device: str) -> str:
     return "tiny32" if side < 48 else "cpu64"
 
 
-def build_config(preset: str, overrides: list[str] | tuple[str, ...] = (), seed: int | None = None) -> Config:
+def build_config(
+    preset: str,
+    overrides: list[str] | tuple[str, ...] = (),
+    seed: int | None = None,
+    base: dict[str, Any] | None = None,  # sections to take instead of the preset's, whole
+) -> Config:
     """A preset with `section.field=value` overrides. Raises UserError naming the field, what was got and expected."""
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: no such preset; expected auto, {', '.join(PRESETS)}")
-    values: dict[str, Any] = _merged({"preset": preset}, PRESETS[preset])
+    values: dict[str, Any] = _merged({"preset": preset}, PRESETS[preset]) | (base or {})
     for text in overrides:
         change = parse_override(text)
         for section, fields in change.items():

@@ -1,6 +1,6 @@
 """Which unlabelled images to label next: those the model is unsure of, explains badly, and that are unlike the labelled ones."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from semanticgan.data.dataset import load_picture
+from semanticgan.data.dataset import is_flat, load_picture
 from semanticgan.data.sources import find_root, has_mask, list_images
 from semanticgan.data.transforms import fit_image, to_float, unview, view, view_indices
 from semanticgan.errors import UserError
@@ -81,7 +81,8 @@ def _look(
 def propose(looks: dict[str, Look], num: int, labeled: Sequence[Look] = ()) -> list[Proposal]:
     """Up to `num` of the images that were looked at, best first: greedily the largest gain (see `Proposal`), given those before.
 
-    An image like a labelled or a proposed one has hardly any novelty, so ten proposals are not one image ten times.
+    An image like a labelled or a proposed one has hardly any novelty, so ten proposals are not one image ten times (its mirror
+    image counts as another).
     """
     names = list(looks)
     if not names:
@@ -111,7 +112,12 @@ def _ranks(values: Sequence[float]) -> Float[np.ndarray, " n"]:
     return np.searchsorted(ordered, values, side="right") / len(values)
 
 
-def candidates(root: Path, unlabeled: Sequence[str] = (), labeled: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+def candidates(
+    root: Path,
+    unlabeled: Sequence[str] = (),
+    labeled: Sequence[str] = (),
+    held_out: Collection[str] = (),  # names of images that are not to be trained on
+) -> tuple[list[str], list[str]]:
     """(images to choose from, labelled images), from folders and lists as `list_images` reads them.
 
     Without `labeled`: every image with a mask; without `unlabeled`: every image without one. Labelled ones are not chosen from.
@@ -121,9 +127,15 @@ def candidates(root: Path, unlabeled: Sequence[str] = (), labeled: Sequence[str]
     known = [i for spec in labeled for i in list_images(root, spec)] or [i for i in everything if has_mask(root, i)]
     given = [i for spec in unlabeled for i in list_images(root, spec)]
     free = given or [i for i in everything if not has_mask(root, i)]
-    chosen = [i for i in dict.fromkeys(free) if i not in set(known)]
+    passed = {*known, *held_out}
+    chosen = [i for i in dict.fromkeys(free) if i not in passed]
+    if given and not chosen:
+        raise UserError(
+            f"--unlabeled {unlabeled[0]}: every image of it has a mask or is for validation; name the labelled ones by --labeled "
+            "if the masks of the others are not to count"
+        )
     if not chosen:
-        raise UserError(f"{root}: every image is labelled, expected some without a mask; add images or name some by --unlabeled")
+        raise UserError(f"{root}: every image is labelled, expected some without a mask; add images")
     return chosen, list(dict.fromkeys(known))
 
 
@@ -136,7 +148,8 @@ def look_at_files(
         read: dict[str, np.ndarray | UserError] = {}
         for name in group:
             try:
-                read[name] = load_picture(root / name, config.num_channels, at_least=config.resolution).pixels
+                pixels = load_picture(root / name, config.num_channels, at_least=config.resolution).pixels
+                read[name] = UserError(f"{name}: near-constant image, nothing to label") if is_flat(pixels) else pixels
             except UserError as error:
                 read[name] = error
         looks = look(model, [img for img in read.values() if isinstance(img, np.ndarray)], views)
@@ -150,14 +163,15 @@ def suggest(
     num: int,
     unlabeled: Sequence[str] = (),
     labeled: Sequence[str] = (),
+    held_out: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,  # told images done, images in all
 ) -> tuple[list[Proposal], list[str]]:
-    """The `num` images whose label would teach most, best first, and a message for each file that cannot be read.
+    """The `num` images to label next, best first, and a message for each file that cannot be read or shows nothing.
 
     Raises UserError where there is nothing to choose from, and for a model without encoder.
     """
     root = find_root(data)
-    chosen, known = candidates(root, unlabeled, labeled)
+    chosen, known = candidates(root, unlabeled, labeled, held_out)
     looks: dict[str, Look] = {}
     near: list[Look] = []
     problems: list[str] = []

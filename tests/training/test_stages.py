@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semanticgan.config import ModelConfig
+from semanticgan.config import InversionConfig, ModelConfig
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN, named_networks
@@ -373,6 +373,38 @@ def test_a_run_may_start_from_another(call, exported, whole, tmp_path):
     said = call(start_from=str(whole), seed=1)
     assert any("G, G_ema, D_img, D_seg, E" in line for line in said)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["start_from"] == str(whole)
+
+
+def test_a_run_goes_on_with_the_settings_and_validation_images_of_the_other(scenes, whole, small_settings):
+    before = Plan.read(whole)
+    plan = make_plan(scenes, (), preset=None, seed=None, labeled=[], val=[], start_from=str(whole))
+    assert plan.config == before.config and plan.sources.val == before.sources.val
+    assert f"settings: those of {whole}" in plan.sources.notes
+    changed = make_plan(scenes, ["gan.kimg=7"], preset=None, labeled=[], val=["labeled.txt"], start_from=str(whole))
+    assert changed.config.gan.kimg == 7 and changed.config.networks == before.config.networks and changed.config.run.seed == 3
+    assert any("validation images taught" in note and "scores will flatter" in note for note in changed.sources.notes)
+    named = make_plan(scenes, [*small_settings, "data.symmetry=none"], start_from=str(whole))
+    assert any(note.startswith("warning: data.symmetry is none, that of") for note in named.sources.notes)
+
+
+def test_a_run_goes_on_with_the_sizes_of_a_model(scenes, whole, tmp_path):
+    before = Plan.read(whole)
+    described = ModelConfig(labels=before.labels, data=before.config.data, networks=before.config.networks,
+                            inversion=InversionConfig(), has_encoder=False)  # fmt: skip
+    SemanticGAN(described, named_networks(described)["G"]).save(tmp_path / "model", "# card\n")
+    plan = make_plan(scenes, ["gan.batch=8"], preset=None, start_from=str(tmp_path / "model"))
+    assert plan.config.networks == before.config.networks and plan.config.data == before.config.data
+    assert any(note.startswith("settings: preset tiny32, data and networks of") for note in plan.sources.notes)
+
+
+def test_another_folder_has_validation_images_of_its_own(scenes, whole, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    for kind in ("images", "masks"):
+        (elsewhere / kind).mkdir(parents=True)
+        for path in sorted((scenes / kind).rglob("*.png"))[:16]:
+            (elsewhere / kind / f"new_{path.name}").write_bytes(path.read_bytes())
+    plan = make_plan(elsewhere, (), preset=None, labeled=[], val=[], start_from=str(whole))
+    assert any(note.startswith("validation: no --val, so") for note in plan.sources.notes)
 
 
 def test_a_run_may_be_taught_by_a_model_and_remembers_it(call, exported, whole, tmp_path, monkeypatch):

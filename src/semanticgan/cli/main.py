@@ -287,7 +287,9 @@ app.command(epilog=example("export models/skin-64 --out skin.onnx", "export runs
 app.command(epilog=example("push runs/first me/my-model", "push models/skin-64 me/skin-64 --private"))(push)
 app.command(epilog=example("report runs/first", "report scores.json --model runs/first --data my_data"))(report_verb)
 app.command(
-    epilog=example("suggest models/skin-64 --data my_data --num 20", "suggest runs/first --data skin --unlabeled all.txt")
+    epilog=example(
+        "suggest models/skin-64 --data my_data --num 20", "suggest runs/first --data skin --labeled runs/first/labeled.txt"
+    )
 )(suggest)
 app.command(epilog=example("serve models/skin-64", "serve runs/first --data my_data"))(serve)
 app.add_typer(plot, name="plot")

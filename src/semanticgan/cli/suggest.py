@@ -30,9 +30,10 @@ def suggest(
     json_file: JsonFile = None,
     device: Device = "auto",
 ) -> None:
-    """Name the images whose label would teach most.
+    """Name images to label next.
 
-    Those that the model is unsure of and explains badly, unlike the labelled ones and unlike each other.
+    Those that the model is unsure of and explains badly, unlike the labelled ones and unlike each other; of a run's model none
+    of its validation images. docs/suggest.md compares them with images at random.
     """
     if json_file is not None:
         require_file(json_file, "--json")
@@ -48,7 +49,9 @@ def suggest(
             said = time.monotonic()
             say(f"{done} of {total} images")
 
-    proposals, problems = choose(loaded, data, num, unlabeled, labeled, progress)
+    val = Path(model, "val.txt")  # of a run
+    held_out = val.read_text(encoding="utf-8", errors="surrogateescape").split("\n") if val.is_file() else []
+    proposals, problems = choose(loaded, data, num, unlabeled, labeled, held_out, progress)
     for line in problems:
         print(f"warning: {line}", file=sys.stderr)
     say("   gain  uncertainty  distance  novelty  image")

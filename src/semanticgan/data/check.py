@@ -11,14 +11,13 @@ import numpy as np
 from PIL import Image
 
 from semanticgan.data.coding import count_values, label_notes, labels_from_values
-from semanticgan.data.dataset import MAX_FRAMES, is_grey, load_picture, read_mask
+from semanticgan.data.dataset import MAX_FRAMES, is_flat, is_grey, load_picture, read_mask
 from semanticgan.data.sources import Sources, find_root, find_sources, list_images, mask_path, passed_over, stray_masks
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.visuals import grid, overlay, save_png, to_rgb
 
 _SHEET_LABELED, _SHEET_OTHERS, _SHEET_COLUMNS, _SHEET_SIDE = 24, 16, 8, 160
-_FLAT = 8  # grey levels between the darkest and the brightest pixel, by channel, of a near-constant image
 _RARE = 0.001  # share of pixels
 MOST_UNNAMED = 8  # classes; more of them may be numbers of objects
 
@@ -68,7 +67,7 @@ def _inspect(root: Path, path: str, with_mask: bool) -> _Finding:
         deep=picture.stretched,
         turned=picture.turned,
         frames=picture.frames,
-        flat=all(np.ptp(pixels[:, :, k]) < _FLAT for k in range(3)),
+        flat=is_flat(pixels),
         digest=hashlib.sha256(np.ascontiguousarray(pixels).tobytes() + str(pixels.shape).encode()).digest(),
         counts=counts,
         mask_error=mask_error,

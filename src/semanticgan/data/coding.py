@@ -80,16 +80,17 @@ def require_one_meaning(values: Mapping[Path, set[int]]) -> None:
 
 
 def _colours(path: Path, held: set[int]) -> dict[tuple[int, ...], int]:
-    """Colour -> value, of the values that a palette mask holds; nothing where two share a colour."""
+    """Colour -> class id, of those that a palette mask holds; nothing where two share a colour. 255 is known by its value."""
     try:
         with Image.open(path) as image:
             palette = image.getpalette("RGB") if image.mode == "P" else None
     except BROKEN:
         return {}
-    if palette is None or 3 * max(held) + 3 > len(palette):
+    ids = held - {IGNORE_INDEX}
+    if palette is None or 3 * max(ids, default=0) + 3 > len(palette):
         return {}
-    colours = {tuple(palette[3 * v : 3 * v + 3]): v for v in held}
-    return colours if len(colours) == len(held) else {}
+    colours = {tuple(palette[3 * v : 3 * v + 3]): v for v in ids}
+    return colours if len(colours) == len(ids) else {}
 
 
 def labels_from_values(root: Path, counts: Mapping[Path, Counts]) -> LabelSpec:

@@ -22,6 +22,7 @@ MAX_PIXELS = 200_000_000
 MAX_PROBLEMS = 20
 MAX_WEBP_SIDE = 16_383  # of a still image; an animation's canvas may claim more
 MAX_FRAMES = 100
+FLAT = 8  # grey levels between the darkest and the brightest pixel, by channel, of a near-constant image
 NEW_SUBFILE_TYPE = 254  # TIFF's tag, of which bit 0 marks a smaller copy
 # What Pillow raises on bad files.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error)
@@ -179,6 +180,11 @@ def is_grey(pixels: UInt8[np.ndarray, "h w c"]) -> bool:
     """Whether the channels are equal, up to the rounding of JPEG."""
     wide = pixels.astype(np.int16)
     return all(int(np.abs(wide[:, :, k] - wide[:, :, 0]).max()) <= 2 for k in range(1, pixels.shape[2]))
+
+
+def is_flat(pixels: UInt8[np.ndarray, "h w c"]) -> bool:
+    """Whether the image is near-constant."""
+    return all(np.ptp(pixels[:, :, k]) < FLAT for k in range(pixels.shape[2]))
 
 
 def read_image(path: Path, channels: int) -> UInt8[np.ndarray, "h w c"]:

@@ -15,7 +15,7 @@ from semanticgan.config import STUDENT, Config, build_config, choose_preset
 from semanticgan.data.coding import decide_labels
 from semanticgan.data.dataset import load_picture
 from semanticgan.data.pack import Packed, detect_channels, pack
-from semanticgan.data.sources import Sources, find_sources, mask_path
+from semanticgan.data.sources import Sources, find_root, find_sources, mask_path
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.nn.layers import placed
@@ -30,7 +30,7 @@ from semanticgan.training.gan import TrainingData, new_gan_state, train_gan
 from semanticgan.training.plan import Plan, require_same
 from semanticgan.training.run import Interrupted, Run, duration, held, require_new_folder
 from semanticgan.training.teachers import lasting, load_teachers
-from semanticgan.training.warm_start import warm_start
+from semanticgan.training.warm_start import earlier_config, earlier_run, earlier_validation, notes_on_earlier, warm_start
 
 Say = Callable[[str], None]
 
@@ -108,14 +108,14 @@ def make_plan(given: dict[str, Any], device: str) -> Plan:
         raise UserError("--data: missing; name the folder with your images")
     if given["hours"] is not None and given["hours"] <= 0:
         raise UserError(f"--hours {given['hours']}: expected more than 0")
-    sources = find_sources(given["data"], given["labeled"], given["unlabeled"], given["val"])
+    start_from = lasting(given["start_from"]) if given["start_from"] else ""
+    earlier = earlier_run(start_from) if start_from else None
+    val = given["val"] or earlier_validation(start_from, earlier, find_root(given["data"]))
+    sources = find_sources(given["data"], given["labeled"], given["unlabeled"], val)
     root, notes = sources.root, list(sources.notes)
-    preset = given["preset"] or "auto"
-    if preset == "auto":
-        side = median_side(sources)
-        preset = choose_preset(side, device)
-        notes.append(f"preset: {preset}, for images of {side} px on {device}")
-    config = build_config(preset, given["overrides"], given["seed"])
+    config, said = choose_config(given, sources, start_from, earlier, device)
+    notes += said
+    notes += notes_on_earlier(start_from, earlier, sources, config)
     labels, label_notes = decide_labels(root, [mask_path(root / p) for p in (*sources.labeled, *sources.val)])
     notes += label_notes
     if config.data.channels is None:
@@ -129,7 +129,6 @@ def make_plan(given: dict[str, Any], device: str) -> Plan:
             f"{root}: got {len(sources.unlabeled)} training images, expected at least a batch of {config.gan.batch}; "
             "add images or lower gan.batch"
         )
-    start_from = lasting(given["start_from"]) if given["start_from"] else None
     if start_from:
         warm_start(start_from, *new_states(config, labels, "cpu"))  # refuses before anything is written
     load_teachers(given["teachers"], labels, config, "encoder", "cpu")  # so does this
@@ -139,10 +138,24 @@ def make_plan(given: dict[str, Any], device: str) -> Plan:
         replace(sources, notes=tuple(notes)),
         given["hours"],
         device,
-        start_from,
+        start_from or None,
         shlex.join(["semanticgan", *sys.argv[1:]]),
         given["teachers"],
     )
+
+
+def choose_config(
+    given: dict[str, Any], sources: Sources, start_from: str, earlier: Plan | None, device: str
+) -> tuple[Config, list[str]]:
+    """The settings, and what to say of them: of the preset that is named, of what training goes on from, or by the images."""
+    preset, overrides, seed = given["preset"] or "auto", given["overrides"], given["seed"]
+    if start_from and given["preset"] is None:
+        return earlier_config(start_from, earlier, overrides, seed, device)
+    if preset != "auto":
+        return build_config(preset, overrides, seed), []
+    side = median_side(sources)
+    preset = choose_preset(side, device)
+    return build_config(preset, overrides, seed), [f"preset: {preset}, for images of {side} px on {device}"]
 
 
 def require_shares(config: Config, processes: int) -> None:

@@ -1,15 +1,66 @@
 """Start from another run's or model's networks, to add labels or images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from semanticgan.config import STUDENT, Config, build_config, choose_preset
+from semanticgan.data.sources import Sources, has_mask
 from semanticgan.errors import UserError
 from semanticgan.model import SemanticGAN
 from semanticgan.training.checkpoint import State, load_checkpoint, stage_checkpoints
+from semanticgan.training.plan import Plan
 
+TO_TRAIN = ("data", "networks")  # what an exported model says of how it was trained
 EXPORTED = 20_000  # images that the networks of an exported model are taken to have seen; it does not say
+
+
+def earlier_run(source: str) -> Plan | None:
+    """What the run `source` was made from; None for a model, for a run of `distill`, and where it cannot be read."""
+    try:
+        plan = Plan.read(Path(source))
+    except UserError:
+        return None
+    return None if plan.config.preset == STUDENT else plan
+
+
+def earlier_config(
+    source: str, earlier: Plan | None, overrides: Sequence[str], seed: int | None, device: str
+) -> tuple[Config, list[str]]:
+    """The settings to go on with where no preset is named, and what to say of them: the run's, or those of the model's sizes.
+
+    Raises UserError where `source` is neither.
+    """
+    if earlier is not None:
+        config = build_config(earlier.config.preset, tuple(overrides), seed, earlier.config.model_dump(exclude={"preset"}))
+        return config, [f"settings: those of {source}"]
+    model = SemanticGAN.load(source).config
+    preset = choose_preset(model.data.resolution, device)
+    sections = {} if model.kind == "student" else {name: getattr(model, name).model_dump() for name in TO_TRAIN}
+    said = f"settings: preset {preset}, data and networks of {source}"
+    return build_config(preset, tuple(overrides), seed, sections), [said]
+
+
+def earlier_validation(source: str, earlier: Plan | None, root: Path) -> list[str]:
+    """The list of the run's validation images, if they are in this data folder: what it was chosen by, and never trained on."""
+    images = () if earlier is None else earlier.sources.val
+    return [str(Path(source, "val.txt"))] if images and all(has_mask(root, image) for image in images) else []
+
+
+def notes_on_earlier(source: str, earlier: Plan | None, sources: Sources, config: Config) -> list[str]:
+    """What in this run contradicts the one that it goes on from."""
+    if earlier is None:
+        return []
+    notes = []
+    learnt = sorted(set(sources.val) & set(earlier.sources.labeled)) if sources.root == earlier.sources.root else []
+    if learnt:
+        notes.append(f"warning: {len(learnt)} validation images taught {source}, such as {learnt[0]}: scores will flatter")
+    before, now = earlier.config.data.symmetry, config.data.symmetry
+    if before != now:
+        notes.append(f"warning: data.symmetry is {now}, that of {source} was {before}; set it so if that is an oversight")
+    return notes
 
 
 def warm_start(source: str, gan: State, encoder: State) -> list[str]:
