@@ -94,6 +94,10 @@ def test_logarithmic_axis_puts_doublings_at_equal_distances():
     assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2)
 
 
+def test_series_differ_in_colour_or_shape():
+    assert len({(charts.COLOURS[n % len(charts.COLOURS)], charts._shape((0.0, 0.0), n)) for n in range(16)}) == 16
+
+
 def test_names_that_do_not_fit_go_to_the_next_row():
     names = ["by distance", "at random", "if the score were known"]
     root = parsed(chart([Series(name, [0, 1], [k, 2]) for k, name in enumerate(names)], "title", "x", "y", width=400))

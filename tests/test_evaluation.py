@@ -62,6 +62,7 @@ def test_scores_a_reader_can_check(cats):
     assert right == {
         "image": "images/right.png", "iou": {"background": 1.0, "cat": 1.0, "dog": None},
         "dice": {"background": 1.0, "cat": 1.0, "dog": None}, "miou": 1.0, "accuracy": 1.0, "distance": 0.25,
+        "pixels": {"background": SIDE * SIDE // 2, "cat": SIDE * SIDE // 2, "dog": 0},
     }  # fmt: skip
     assert dog["iou"] == {"background": 0.0, "cat": 1.0, "dog": 0.0} and dog["miou"] == pytest.approx(1 / 3)
     assert dog["accuracy"] == 0.5
@@ -151,6 +152,12 @@ def finder(wrong, asked=None):
         out[:, : wrong(k, steps, zoom)] = 0
         return out
 
+    return predictor(label, asked)
+
+
+def predictor(label, asked=None):
+    """One that gives image k the label map label(k, steps, zoom)."""
+
     def find(images, steps, zoom):
         for img in images:
             k = int(img[0, 0, 0])
@@ -166,7 +173,33 @@ def test_fewer_steps_win_a_tie(lesions):
     choice = choose(finder(lambda k, steps, zoom: 1), *lesions, BINARY, 3)
     assert (choice.steps, choice.zoom) == (0, True)
     assert choice.scores == {"0 steps": 0.75, "0 steps, zoom": 0.75, "20 steps, zoom": 0.75, "60 steps, zoom": 0.75}
-    assert choice.distance_quantiles == pytest.approx(np.linspace(0, 1, 21))
+    assert choice.distance_quantiles == ()  # twelve images are too few to say what is unusual
+
+
+def test_distances_of_twenty_images_say_what_is_usual(tmp_path):
+    names = [write(tmp_path, f"{k:02d}", halves(255, 0), np.full((SIDE, SIDE, 3), k)) for k in range(21)]
+    choice = choose(finder(lambda k, steps, zoom: 1), tmp_path, names, BINARY, 3)
+    assert choice.distance_quantiles == pytest.approx(np.linspace(0, 20 / 11, 21))
+
+
+def test_false_alarms_count_against_a_setting(tmp_path):
+    """Where there is no lesion a map without one has no IoU, one with a lesion has 0: both must be compared."""
+    masks = [halves(255, 0)] * 3 + [halves(0, 0)] * 30
+    names = [write(tmp_path, f"{k:02d}", mask, np.full((SIDE, SIDE, 3), k)) for k, mask in enumerate(masks)]
+
+    def find(alarm):  # 20 steps find a little more of the three lesions
+        def label(k, steps, zoom):
+            out = halves(1, 0) if k < 3 else halves(0, 0)
+            out[:, : k < 3 and steps < 20] = 0
+            out[0, SIDE - 1] = k >= 3 and alarm(steps, zoom)
+            return out
+
+        return predictor(label)
+
+    choice = choose(find(lambda steps, zoom: steps >= 20), tmp_path, names, BINARY, 3, zoom=False)
+    assert choice.steps == 0 and choice.scores["20 steps"] < choice.scores["0 steps"]
+    assert choose(find(lambda steps, zoom: False), tmp_path, names, BINARY, 3, zoom=False).steps == 20
+    assert not choose(find(lambda steps, zoom: zoom), tmp_path, names, BINARY, 3, steps=(0,)).zoom
 
 
 def test_work_shared_out_chooses_the_same(lesions):

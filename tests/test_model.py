@@ -424,6 +424,14 @@ def test_push_needs_a_name_and_a_card(model, folder):
     assert "no card" in push_refused(model)
 
 
+def test_settings_that_cannot_be_are_off(model, small_config):
+    """So what is recorded beside scores is what was done."""
+    on = model.configured(views=True, zoom=True).config
+    assert on.views and not on.zoom  # four classes
+    upright = build(small_config, data=small_config("data.symmetry=none").data)
+    assert not upright.configured(views=True).config.views
+
+
 def test_the_card_stays_with_the_model(folder, tmp_path):
     loaded = SemanticGAN.load(folder).configured(temperature=2.0)
     loaded.save(tmp_path / "copy")

@@ -132,6 +132,15 @@ def test_an_evaluation_with_and_without_pictures(finished, scenes, tmp_path):
     assert len(read(write_report(path)).sources) == 8
 
 
+def test_scores_of_another_model_are_not_shown_with_its_pictures(finished, scenes, tmp_path):
+    content = json.loads((finished / "validation.json").read_text())
+    for case in content["cases"]:
+        case["iou"] = {name: None if value is None else 1 - value / 2 for name, value in case["iou"].items()}
+    (tmp_path / "scores.json").write_text(json.dumps({"model": "x", "list": "x", "steps": 0, **content}))
+    with pytest.raises(UserError, match=r"miss the IoUs of the file by .* model or images have changed: evaluate again"):
+        write_report(tmp_path / "scores.json", tmp_path / "r.html", str(finished), scenes)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"num_images": 1, "mean": 3}', "[" * 100_000, '{"cases": NaN}'])
 def test_other_files_are_refused_in_one_line(tmp_path, text):
     path = tmp_path / "x.json"

@@ -203,7 +203,7 @@ def _frame(drawing: Drawing, across: _Axis, up: _Axis, x_ticks: Sequence[Number]
         marks.append(Mark("text", ((across.start - 6, y + 4),), text=f"{value:.4g}", anchor="end"))
     free = -math.inf
     for value in x_ticks:
-        x, text = across(value), f"{value:.4g}"
+        x, text = across(value), f"{value:g}"
         marks.append(Mark("line", ((x, up.start), (x, up.start + 4))))
         if x - 4 * len(text) > free:
             marks.append(Mark("text", ((x, up.start + 18),), text=text))
@@ -243,8 +243,8 @@ def _interval(one: Series, run: list[int], colour: Colour, across: _Axis, up: _A
 
 
 def _shape(at: Point, number: int, radius: float = 4.0) -> tuple[Point, ...]:
-    """A disc, square, triangle or diamond by the series' number."""
-    corners, turn = ((12, 0.0), (4, math.pi / 4), (3, -math.pi / 2), (4, 0.0))[number % 4]
+    """A disc, square, triangle or diamond by the series' number: the fifth has the first one's colour and another shape."""
+    corners, turn = ((12, 0.0), (4, math.pi / 4), (3, -math.pi / 2), (4, 0.0))[(number + number // len(COLOURS)) % 4]
     angles = (turn + 2 * math.pi * k / corners for k in range(corners))
     return tuple((at[0] + radius * math.cos(a), at[1] + radius * math.sin(a)) for a in angles)
 

@@ -47,7 +47,8 @@ def evaluate(
     """Scores per image at its mask's own size, then averaged: the content of `evaluate --json`.
 
     {"num_images", "mean": {"iou": {CLASS: x}, "dice": {CLASS: x}, "miou", "accuracy"}, "interval95": the same with
-    [low, high] (bootstrap over images), "cases": [{"image", "iou", "dice", "miou", "accuracy", "distance"}]}.
+    [low, high] (bootstrap over images; None for few), "cases": [{"image", "iou", "dice", "miou", "accuracy", "distance",
+    "pixels": {CLASS: of the mask}}]}.
     A class in neither mask nor prediction is None and not counted; so is everything of an image without a labelled pixel.
     `miou` is the mean over all classes, background included. Images are read as they are needed.
     Raises UserError with a line for every image or mask that cannot be used.
@@ -120,6 +121,7 @@ def _case(name: str, conf: Tensor, labels: LabelSpec, distance: float | None) ->
         "miou": _or_none(ious.nanmean()),
         "accuracy": _or_none(accuracy(conf)),
         "distance": distance,
+        "pixels": dict(zip(labels.names, conf.sum(1).tolist(), strict=True)),
     }
 
 
@@ -142,6 +144,7 @@ def _or_none(value: Any) -> float | None:
 
 ZOOM_COST = 0.015  # mean IoU that zoom may cost: it gains several times as much where things are smaller than in training
 MARGIN = 0.005  # a mean IoU that is better by less is a tie; so is one within its standard error
+FEWEST_DISTANCES = 20  # by the quantiles of two images' distances a third of all images would be beyond 95 %
 PIXELS = 1_000_000  # of all validation images together, for the temperature
 
 
@@ -172,7 +175,9 @@ def choose(
 
     Zoom is taken unless it costs more than ZOOM_COST of mean foreground IoU (over images, of the mean over classes 1..).
     More steps are taken only where they gain more than MARGIN and than the standard error of the gain, image by image.
-    The temperature minimises the negative log likelihood of the masks' pixels. Without images: the first candidate, no zoom.
+    An image rightly left empty by one of two and not by the other counts as 1 for the one. The temperature minimises the
+    negative log likelihood of the masks' pixels. Without images: the first candidate, no zoom; of fewer than FEWEST_DISTANCES
+    distances no quantiles.
     """
     if not images:
         return Choice(steps[0], bool(zoom), 1.0, (), {})
@@ -180,7 +185,7 @@ def choose(
     may_zoom = labels.num_classes == 2 and zoom is not False
     trial = _trial(find, root, images, labels, channels, steps[0], may_zoom, share)
     if may_zoom:
-        with_zoom, without = trial.foreground_iou, trial.without_zoom().foreground_iou
+        with_zoom, without = _paired(trial.foreground_iou, trial.without_zoom().foreground_iou)
         scores |= {f"{steps[0]} steps": _mean(without), f"{steps[0]} steps, zoom": _mean(with_zoom)}
         zoom = zoom is True or _mean(with_zoom - without) >= -ZOOM_COST
         trial = trial if zoom else trial.without_zoom()
@@ -192,11 +197,13 @@ def choose(
     for more in steps[1:]:
         other = _trial(find, root, images[some], labels, channels, more, zoom, share)
         ours = best.foreground_iou if len(best.found) == len(other.found) else best.foreground_iou[some]
-        scores[f"{more} steps{named}"] = _mean(other.foreground_iou)
-        if _clearly_better(other.foreground_iou - ours):
+        theirs, ours = _paired(other.foreground_iou, ours)
+        scores[f"{more} steps{named}"] = _mean(theirs)
+        if _clearly_better(theirs - ours):
             best = other
     distances = [found.distance for found in best.found if found.distance is not None]
-    quantiles = np.quantile(distances, np.linspace(0, 1, 21)).tolist() if distances else []
+    enough = len(distances) >= FEWEST_DISTANCES
+    quantiles = np.quantile(distances, np.linspace(0, 1, 21)).tolist() if enough else []
     return Choice(best.steps, zoom, best.temperature(), tuple(quantiles), scores)
 
 
@@ -258,6 +265,12 @@ def _trial(
 ) -> _Trial:
     found = share(images, lambda names: list(find((read_image(root / name, channels) for name in names), steps, zoom)))
     return _Trial(steps, found, [mask_path(root / name) for name in images], labels)
+
+
+def _paired(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """IoUs by image of two settings: where one has left an image rightly empty (NaN), and the other has not, it has 1."""
+    either = ~(np.isnan(one) & np.isnan(other))
+    return np.where(np.isnan(one) & either, 1.0, one), np.where(np.isnan(other) & either, 1.0, other)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -119,9 +119,17 @@ class SemanticGAN:
         return whitening(self.G) if self.config.inversion.prior > 0 else None
 
     def configured(self, **settings: Any) -> "SemanticGAN":
-        """The same networks with other settings of ModelConfig, such as `views` and `zoom`; None leaves one as it is."""
+        """The same networks with other settings of ModelConfig, such as `views` and `zoom`; None leaves one as it is.
+
+        Views are off where the data have no symmetry, and zoom where there are more than two classes.
+        """
         changes = {name: value for name, value in settings.items() if value is not None}
         config = self.config.model_copy(update=changes)
+        possible = {
+            "views": config.views and config.data.symmetry != "none",
+            "zoom": config.zoom and config.labels.num_classes == 2,
+        }
+        config = config.model_copy(update=possible)
         return SemanticGAN(config, self._G, self.E, str(self.device), self.card, self.S)
 
     # ------------------------------------------------------------ what it does

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from semanticgan.charts import Series, chart, thinned
@@ -19,6 +20,7 @@ from semanticgan.data.sources import find_root, mask_path
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.metrics.risk import risk_coverage, spearman, spearman_interval
+from semanticgan.metrics.segmentation import FEWEST, confusion, iou
 from semanticgan.model import SemanticGAN
 from semanticgan.page import Page
 from semanticgan.scores import Case, Interval, Scores
@@ -30,6 +32,7 @@ CELL = 180  # pixels, the longer side of a case's images
 WIDEST = 1000  # pixels of a picture
 POINTS = 300  # of a curve
 ENOUGH = 10  # images, to say whether the distance warns
+APART = 0.05  # IoU: by how much drawn cases may miss their scores on average, since processors round in their own ways
 QUALITY = 85  # of JPEGs
 STATS_KNOWN = {"val_iou": "IoU on validation", "images_per_second": "images a second"}
 STATS_HIDDEN = {"stage", "kimg", "seconds", "best_val_iou"}
@@ -247,16 +250,20 @@ def _cell(mean: float | None, interval: Interval) -> str:
 
 def _in_a_line(scores: Scores, what: str) -> str:
     named = [f"{name} {_cell(*scores.of(f'iou:{name}'))}" for name in list(scores.mean.iou)[1:]]
-    return f"IoU on {scores.num_images} {what}, with 95 % intervals: {'; '.join(named)}."
+    return f"IoU on {scores.num_images} {what}, with 95 % intervals from {FEWEST} images on: {'; '.join(named)}."
 
 
 def _add_scores(page: Page, scores: Scores, what: str) -> None:
     page.heading("Scores")
-    page.text(f"Per image at the mask's own size, then the mean over {scores.num_images} {what}; in brackets 95 % intervals "
-              "(bootstrap over images).")  # fmt: skip
-    rows = [(name, _cell(*scores.of(f"iou:{name}")), _cell(*scores.of(f"dice:{name}"))) for name in scores.mean.iou]
-    rows += [("mean over classes", _cell(*scores.of("miou")), ""), ("share of right pixels", _cell(*scores.of("accuracy")), "")]
-    page.table(("", "IoU", "Dice"), rows)
+    page.text(f"Per image at the mask's own size, then the mean over those of the {scores.num_images} {what} that show the class "
+              f"in mask or prediction; in brackets 95 % intervals (bootstrap over images, from {FEWEST} on).")  # fmt: skip
+    rows = [
+        (name, _cell(*scores.of(f"iou:{name}")), _cell(*scores.of(f"dice:{name}")), scores.images_with(name))
+        for name in scores.mean.iou
+    ]
+    rows.append(("mean over classes", _cell(*scores.of("miou")), "", scores.images_with()))
+    rows.append(("share of right pixels", _cell(*scores.of("accuracy")), "", scores.images_with()))
+    page.table(("", "IoU", "Dice", "images"), rows)
 
 
 @dataclass(frozen=True)
@@ -283,8 +290,9 @@ def _add_cases(page: Page, scores: Scores, drawn: _Drawn, source: Path) -> None:
     pictures: Sequence[Image.Image] = ()
     try:
         if drawn.model and drawn.root:
-            pictures = draw_cases(cases, scores, drawn.model, drawn.root, drawn.device)
+            pictures, labels = draw_cases(cases, scores, drawn.model, drawn.root, drawn.device)
             page.text("From left to right: image, truth, prediction, errors.")
+            page.legend("Classes:", dict(zip(labels.names, labels.palette, strict=True)))
             page.legend("Errors:", {**ERRORS, "not labelled": (255, 255, 255)})
     except UserError as error:
         if drawn.asked:
@@ -308,10 +316,10 @@ def _case_line(case: Case, kind: str) -> str:
     return f"{kind}, IoU {case.foreground_iou:.3f}{distance}"
 
 
-def draw_cases(cases: Sequence[Case], scores: Scores, name: str, root: Path, device: str) -> list[Image.Image]:
-    """Image, truth, prediction and errors of every case, side by side, predicted as the scores were.
+def draw_cases(cases: Sequence[Case], scores: Scores, name: str, root: Path, device: str) -> tuple[list[Image.Image], LabelSpec]:
+    """Image, truth, prediction and errors of every case, side by side, predicted as the scores were; and the classes.
 
-    Raises UserError for a model or an image that cannot be used.
+    Raises UserError for a model or an image that cannot be used, or where the masks are not those that were scored.
     """
     root = find_root(root)
     model = SemanticGAN.load(name, device=device).configured(views=scores.views, zoom=scores.zoom)
@@ -320,11 +328,19 @@ def draw_cases(cases: Sequence[Case], scores: Scores, name: str, root: Path, dev
         raise UserError(f"{name}: got a model of {got}, expected one of {expected}, as the scores are")
     images = [read_image(root / case.image, model.config.data.num_channels) for case in cases]
     labels, pictures = coded_as(model.labels, [mask_path(root / case.image) for case in scores.cases]), []
+    apart = []
     for case, img, found in zip(cases, images, model.find(images, scores.steps), strict=True):
         truth, label = read_mask(mask_path(root / case.image), labels, img.shape[1::-1]), found.label()
+        now = iou(confusion(torch.from_numpy(label), torch.from_numpy(truth), labels.num_classes))[1:].nanmean()
+        apart.append(abs(float(now) - case.foreground_iou))
         panels = (to_rgb(img), model.labels.to_colour(truth), model.labels.to_colour(label), error_map(img, truth, label))
         pictures.append(Image.fromarray(grid([_shrunk(panel) for panel in panels], columns=len(panels), gap=4)))
-    return pictures
+    if cases and not np.mean(apart) < APART:
+        raise UserError(
+            f"{name}: its masks of {cases[0].image} and others miss the IoUs of the file by {np.mean(apart):.2f} on average; "
+            "model or images have changed: evaluate again"
+        )
+    return pictures, labels
 
 
 def _shrunk(panel: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ class Means(_Part):
 
 
 class Intervals(_Part):
-    """95 %, bootstrap over images."""
+    """95 %, bootstrap over images; None for few of them."""
 
     iou: dict[str, Interval]
     dice: dict[str, Interval]
@@ -37,6 +37,7 @@ class Case(Means):
 
     image: str
     distance: float | None
+    pixels: dict[str, int] = {}  # of the mask, by class; not in older files
 
     @property
     def foreground_iou(self) -> float:
@@ -58,6 +59,13 @@ class Scores(_Part):
     steps: int | None = Field(None, ge=0)
     views: bool | None = None
     zoom: bool | None = None
+    coding: str | None = None  # of the masks: "index" (255 is ignored) or "binary" (255 is class 1)
+
+    def images_with(self, name: str | None = None) -> str:
+        """How many images count for a class (None: for the mean over classes), and whether no mask shows it."""
+        counted = sum((case.miou if name is None else case.iou[name]) is not None for case in self.cases)
+        unseen = name is not None and all(case.pixels.get(name) == 0 for case in self.cases)
+        return f"{counted} (in no mask)" if unseen else str(counted)
 
     @classmethod
     def read(cls, path: Path) -> "Scores":

@@ -6,7 +6,9 @@ import pytest
 from PIL import Image
 from small_scenes import load, write_list
 
+from semanticgan.cli import scores
 from semanticgan.cli.scores import table
+from semanticgan.scores import Scores
 
 
 def test_json_has_the_agreed_form(command, model_folder, data, tmp_path):
@@ -20,8 +22,7 @@ def test_json_has_the_agreed_form(command, model_folder, data, tmp_path):
         assert set(group) == {"iou", "dice", "miou", "accuracy"}
         assert set(group["iou"]) == set(group["dice"]) == {"background", "blob"}
     assert [case["image"] for case in result["cases"]] == [f"images/{k:02d}.png" for k in range(5)]
-    low, high = result["interval95"]["miou"]
-    assert low <= result["mean"]["miou"] <= high
+    assert result["interval95"]["miou"] == [None, None] and result["coding"] == "index"  # five images are too few
     values = [case["iou"]["background"] for case in result["cases"]]
     assert result["mean"]["iou"]["background"] == pytest.approx(np.mean(values))
     rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
@@ -68,13 +69,36 @@ def test_report_of_a_model(refused, model_folder):
 
 
 def test_table_of_an_absent_class():
-    mean = {"iou": {"a": 0.5, "b": None}, "dice": {"a": 0.75, "b": None}, "miou": 0.5, "accuracy": 1.0}
-    none = [None, None]
-    interval = {"iou": {"a": [0.25, 0.75], "b": none}, "dice": {"a": [0.5, 1.0], "b": none}, "miou": none, "accuracy": [1.0, 1.0]}
-    assert list(table({"mean": mean, "interval95": interval})) == [
-        "          IoU                     Dice",
-        "a         0.5000  0.2500..0.7500  0.7500  0.5000..1.0000",
-        "b         not present             not present",
-        "mean IoU  0.5000",
-        "accuracy  1.0000  1.0000..1.0000",
+    none, sure = (None, None), (0.25, 0.75)
+    mean = {"iou": {"a": 0.5, "b": None, "c": 0.0}, "dice": {"a": 0.75, "b": None, "c": 0.0}, "miou": 0.5, "accuracy": 1.0}
+    interval = {name: {"a": sure, "b": none, "c": none} for name in ("iou", "dice")} | {"miou": none, "accuracy": (0.5, 1.0)}
+    case = mean | {"image": "x.png", "distance": None, "pixels": {"a": 9, "b": 0, "c": 0}}
+    empty = case | {"iou": {"a": None, "b": None, "c": None}, "miou": None, "pixels": {"a": 0, "b": 0, "c": 0}}
+    scores = Scores.model_validate({"num_images": 2, "mean": mean, "interval95": interval, "cases": [case, empty]})
+    assert list(table(scores)) == [
+        "          IoU                     Dice                    images",
+        "a         0.5000  0.2500..0.7500  0.7500  0.2500..0.7500  1",
+        "b         not present             not present             0 (in no mask)",
+        "c         0.0000                  0.0000                  1 (in no mask)",
+        "mean IoU  0.5000                                          1",
+        "accuracy  1.0000  0.5000..1.0000                          1",
     ]
+
+
+def test_files_are_written_before_the_table_is_printed(model_folder, data, tmp_path, monkeypatch, command):
+    """So `evaluate --json FILE | head` keeps its result."""
+
+    def broken(scores):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(scores, "table", broken)
+    images = write_list(tmp_path / "list.txt", ["images/00.png"])
+    with pytest.raises(BrokenPipeError):
+        command("evaluate", model_folder, "--data", data, "--list", images, "--steps", 0, "--json", tmp_path / "scores.json")
+    assert json.loads((tmp_path / "scores.json").read_text())["num_images"] == 1
+
+
+def test_two_images_with_one_mask_are_refused(refused, model_folder, data):
+    (data / "images" / "00.jpg").write_bytes((data / "images" / "00.png").read_bytes())
+    images = write_list(data / "list.txt", ["images/00.jpg", "images/00.png"])
+    assert "got one mask for both, " in refused("evaluate", model_folder, "--data", data, "--list", images)

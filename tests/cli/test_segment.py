@@ -133,6 +133,16 @@ def test_images_unlike_the_validation_images_are_pointed_out(command, model_fold
     assert "1 of them are explained worse than 95% of the validation images" in done.out
 
 
+def test_a_model_of_few_validation_images_says_that_it_cannot_tell(command, model_folder, tmp_path):
+    config = json.loads((model_folder / "config.json").read_text()) | {"distance_quantiles": []}
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "config.json").write_text(json.dumps(config))
+    os.link(model_folder / "model.safetensors", tmp_path / "few" / "model.safetensors")
+    add_pair(tmp_path / "photos", "a", 0)
+    done = command("segment", tmp_path / "few", tmp_path / "photos", "--out", tmp_path / "out", "--steps", 0)
+    assert done.code == 0 and "which images are unlike the training images the model cannot tell" in done.out
+
+
 @pytest.mark.parametrize(("distance", "rank"), [(0.0, 0.0), (0.1, 0.0), (0.15, 0.25), (0.2, 0.5), (0.3, 0.75), (9.0, 1.0)])
 def test_distance_rank(distance, rank):
     assert distance_rank(distance, (0.1, 0.2, 0.4)) == rank

@@ -8,12 +8,13 @@ from typing import Any
 
 from semanticgan.cli.output import require_file, write_text
 from semanticgan.data.coding import coded_as
-from semanticgan.data.sources import find_root, list_images, mask_path
+from semanticgan.data.dataset import raise_problems
+from semanticgan.data.sources import find_root, list_images, mask_path, sharing_a_mask
 from semanticgan.errors import UserError
 from semanticgan.evaluation import evaluate, to_csv
 from semanticgan.model import SemanticGAN
 from semanticgan.report import evaluation_page
-from semanticgan.scores import Scores
+from semanticgan.scores import Interval, Scores
 from semanticgan.training.distributed import ALONE, World
 
 SECONDS_BETWEEN_LINES = 5
@@ -49,6 +50,7 @@ def evaluate_model(
     if bare:
         counts = f"{len(bare)} of {len(images)} images have no mask, such as {bare[0]}"
         raise UserError(f"--list {spec}: {counts}; name a list of images that have one")
+    raise_problems([problem for *_, problem in sharing_a_mask(root, images)])
     labels = coded_as(model.labels, [mask_path(root / image) for image in images if (root / image).is_file()])
     if labels.coding != model.labels.coding:
         meaning = "255 is class 1" if labels.coding == "binary" else "class ids, 255 is ignored"
@@ -66,7 +68,7 @@ def evaluate_model(
         lambda stream: model.find(stream, steps, batch), root, images, labels, model.config.data.num_channels, progress,
         world.shared,
     )  # fmt: skip
-    used = {"steps": steps, "views": model.config.views, "zoom": model.config.zoom}
+    used = {"steps": steps, "views": model.config.views, "zoom": model.config.zoom, "coding": labels.coding}
     result = {"model": name, "data": str(data), "list": spec, **used, **result}
 
     def write() -> None:
@@ -79,29 +81,28 @@ def evaluate_model(
 
 def _write(result: dict[str, Any], json_file: Path | None, csv_file: Path | None, say: Callable[[str], None]) -> None:
     where = f"{result['num_images']} images of {result['list']}, {result['steps']} steps of inversion"
-    say(f"{result['model']} on {where}; mean per image, 95 % interval")
-    for line in table(result):
-        say(line)
     if json_file is not None:
         write_text(json_file, json.dumps(result, indent=1, allow_nan=False) + "\n")
     if csv_file is not None:
         write_text(csv_file, to_csv(result))
+    say(f"{result['model']} on {where}; mean over the images that count, 95 % interval where they are enough")
+    for line in table(Scores.model_validate(result)):
+        say(line)
 
 
-def table(result: dict[str, Any]) -> Iterator[str]:
-    """A line per class with IoU and Dice, then their mean and the accuracy."""
-    mean, interval = result["mean"], result["interval95"]
-    names = [*mean["iou"], "mean IoU", "accuracy"]
-    width = max(map(len, names)) + 2
-    yield f"{'':{width}}{'IoU':24}Dice"
-    for name in mean["iou"]:
-        cells = [_cell(mean[score][name], interval[score][name]) for score in ("iou", "dice")]
-        yield f"{name:{width}}{cells[0]:24}{cells[1]}"
-    yield f"{'mean IoU':{width}}{_cell(mean['miou'], interval['miou'])}"
-    yield f"{'accuracy':{width}}{_cell(mean['accuracy'], interval['accuracy'])}"
+def table(scores: Scores) -> Iterator[str]:
+    """A line per class with IoU and Dice and how many images count, then their mean and the accuracy."""
+    names = list(scores.mean.iou)
+    width = max(map(len, (*names, "mean IoU"))) + 2
+    yield f"{'':{width}}{'IoU':24}{'Dice':24}images"
+    for name in names:
+        iou, dice = (_cell(*scores.of(f"{score}:{name}")) for score in ("iou", "dice"))
+        yield f"{name:{width}}{iou:24}{dice:24}{scores.images_with(name)}"
+    yield f"{'mean IoU':{width}}{_cell(*scores.of('miou')):48}{scores.images_with()}"
+    yield f"{'accuracy':{width}}{_cell(*scores.of('accuracy')):48}{scores.images_with()}"
 
 
-def _cell(value: float | None, interval: list[float | None]) -> str:
+def _cell(value: float | None, interval: Interval) -> str:
     if value is None:
         return "not present"
     low, high = interval

@@ -169,6 +169,9 @@ def _last_words(rows: Sequence[dict[str, Any]], stretched: Sequence[Input], stac
         yield f"{stretched[0].path}: more than 8 bits, stretched between its .1 and 99.9 percentiles; so are others like it"
     if stacked:
         yield f"{stacked[0].path}: holds several pictures, as {len(stacked)} of the files do; the first of each was segmented"
+    compared = [row["distance_rank"] is not None for row in rows if row["distance"] is not None]
+    if compared and not any(compared):
+        yield "which images are unlike the training images the model cannot tell: it has no distances after as many steps"
     unusual = [row for row in rows if (row["distance_rank"] or 0) > UNUSUAL]
     if unusual:
         yield (

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from semanticgan.labels import IGNORE_INDEX
 
+FEWEST = 10  # cases of an interval
+
 
 def confusion(pred: Integer[Tensor, "*shape"], label: Integer[Tensor, "*shape"], num_classes: int) -> Int[Tensor, "k k"]:
     """Pixels counted by class, int64: rows are the truth, columns the prediction; pixels labelled 255 are left out.
@@ -53,13 +55,14 @@ def bootstrap_interval(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (Efron 1979) of the mean over cases; NaN cases are left out, (NaN, NaN) without any.
+    """Percentile bootstrap interval (Efron 1979) of the mean over cases; NaN cases are left out.
 
-    The same seed gives the same interval.
+    (NaN, NaN) for fewer than FEWEST cases, of which it would promise more than it holds: of 5 IoUs 82 % instead of 95 %,
+    of 10 88 %, of 50 93 %. The same seed gives the same interval.
     """
     cases = np.asarray(values, dtype=np.float64)
     cases = cases[~np.isnan(cases)]
-    if not cases.size:
+    if cases.size < FEWEST:
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     means = [cases[rng.integers(cases.size, size=cases.size)].mean() for _ in range(resamples)]

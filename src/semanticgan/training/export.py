@@ -142,7 +142,9 @@ def card(
         for name in config.labels.names:
             iou, dice, interval = (scores[a][b][name] for a, b in (("mean", "iou"), ("mean", "dice"), ("interval95", "iou")))
             if iou is not None:
-                lines.append(f"| {name} | {iou:.4f} | {interval[0]:.4f} to {interval[1]:.4f} | {dice:.4f} |")
+                low, high = interval
+                between = "too few images" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+                lines.append(f"| {name} | {iou:.4f} | {between} | {dice:.4f} |")
         lines.append("")
     lines += [
         "## Limits", "",
