@@ -5,21 +5,22 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from semanticgan.data.coding import coding_of, count_values
-from semanticgan.data.dataset import read_mask
+from semanticgan.data.dataset import BROKEN, read_mask
 from semanticgan.data.sources import find_root, has_mask, list_images, mask_path, sharing_a_mask
 from semanticgan.errors import UserError
 from semanticgan.files import replacing
-from semanticgan.labels import IGNORE_INDEX, LabelSpec
-from semanticgan.visuals import save_label_png, save_png
+from semanticgan.labels import IGNORE_COLOUR, IGNORE_INDEX, LabelSpec, default_colour
+from semanticgan.visuals import save_png
 from semanticgan.web import pictures
 
 KEPT = ".kept"  # folder of old masks beside the new: hidden, so that no one takes them for masks
@@ -45,6 +46,7 @@ class DataFolder:
         self._known: set[str] = set()
         self.labeled: set[str] = set()
         self._shared: dict[str, str] = {}  # images that have one mask with another -> what is wrong with that
+        self._palette: bytes | None = None  # of new masks; unknown before the first is saved
         self.reload()
         coding = coding_of(self._counts())
         self._shows_classes = coding == "index"
@@ -63,6 +65,7 @@ class DataFolder:
         with self._lock:  # a mask that is being saved must not be missed
             self.names, self._known, self._shared = names, set(names), shared
             self.labeled = {name for name in names if has_mask(self.root, name)}
+            self._palette = None
 
     def _counts(self) -> Iterator[np.ndarray]:
         """How often each value occurs, of every mask that can be read."""
@@ -141,11 +144,21 @@ class DataFolder:
             if binary:
                 save_png(target, (label * 255)[:, :, None])
             else:
-                save_label_png(target, label, self.labels)
+                self._write(target, label)
             self.labeled.add(name)
             self._shows_classes = self._shows_classes or shows_classes
         shown = [os.path.relpath(p, self.root) if p else None for p in (target, kept)]
         return {"mask": shown[0], "kept": shown[1], "labeled": len(self.labeled), "total": len(self.names)}
+
+    def _write(self, target: Path, label: UInt8[np.ndarray, "h w"]) -> None:
+        """Class ids with colours that mean no other class in the masks that are there, else as grey levels."""
+        if self._palette is None:
+            self._palette = palette_beside(self.labels, (mask_path(self.root / name) for name in sorted(self.labeled)))
+        image = Image.fromarray(label)
+        if self._palette:
+            image.putpalette(self._palette)
+        with replacing(target) as temporary:
+            image.save(temporary, "PNG", compress_level=1)
 
     def drawn(self, labeled: bool, most: int) -> list[str]:
         """Up to `most` labelled or unlabelled images, the same ones again while they last."""
@@ -179,6 +192,35 @@ def keep(mask: Path) -> Path:
                     shutil.copyfile(mask, temporary)
                 return place
             number += 1
+
+
+def palette_beside(labels: LabelSpec, masks: Iterable[Path]) -> bytes:
+    """A palette in which no colour is one of another class in these masks: the model's, or that of the first of them.
+
+    Empty where neither will do. Pixels to be ignored have a colour of their own.
+    """
+    found = dict.fromkeys(colours for mask in masks if (colours := _colours(mask, labels.num_classes)))
+    for chosen in (labels.palette, *list(found)[:1]):
+        if len(chosen) == labels.num_classes and all(_agree(chosen, other) for other in (chosen, *found)):
+            used = set(chosen).union(*found)
+            ignored = next(c for c in (IGNORE_COLOUR, *map(default_colour, range(256))) if c not in used)
+            return labels.model_copy(update={"palette": chosen}).palette_bytes(ignored)
+    return b""
+
+
+def _colours(mask: Path, most: int) -> tuple[tuple[int, ...], ...]:
+    """Of a palette mask's first ids; none of any other."""
+    try:
+        with Image.open(mask) as image:
+            palette = (image.getpalette("RGB") or []) if image.mode == "P" else []
+    except BROKEN:
+        return ()
+    return tuple(tuple(palette[3 * k : 3 * k + 3]) for k in range(min(most, len(palette) // 3)))
+
+
+def _agree(one: Sequence[tuple[int, ...]], other: Sequence[tuple[int, ...]]) -> bool:
+    """Whether no colour has two ids."""
+    return all(j == k for j, colour in enumerate(one) for k, also in enumerate(other) if colour == also)
 
 
 def _can_be_labeled(root: Path, name: str) -> bool:

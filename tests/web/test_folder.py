@@ -1,0 +1,86 @@
+"""The data folder behind the page: what is written beside the images can be read with what is there already."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="the page needs fastapi and uvicorn: pip install 'semanticgan[app]'")
+
+from semanticgan.data.coding import decide_labels
+from semanticgan.labels import LabelSpec
+from semanticgan.web.folder import DataFolder, palette_beside
+
+SIDE = 8
+TWO = LabelSpec(names=("background", "cell"), palette=((0, 0, 0), (230, 159, 0)))
+BLACK, WHITE = [0, 0, 0], [255, 255, 255]
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Six images without masks."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for k in range(6):
+        Image.new("RGB", (SIDE, SIDE), (40 * k, 0, 0)).save(tmp_path / "images" / f"{k}.png")
+    return tmp_path
+
+
+def opened(root: Path) -> DataFolder:
+    return DataFolder(root, TWO, 3)
+
+
+def mask(*values: int) -> np.ndarray:
+    """A row of each value, the last one's down to the bottom."""
+    return np.array([values[min(k, len(values) - 1)] for k in range(SIDE)], np.uint8)[:, None].repeat(SIDE, 1)
+
+
+def write(root: Path, name: str, label: np.ndarray, palette: list[int] | None = None) -> None:
+    image = Image.fromarray(label)
+    if palette:
+        image.putpalette(palette)
+    image.save(root / "masks" / f"{name}.png")
+
+
+def read(root: Path, name: str) -> Image.Image:
+    with Image.open(root / "masks" / f"{name}.png") as image:
+        image.load()
+    return image
+
+
+def masks(root: Path) -> list[Path]:
+    return sorted((root / "masks").glob("*.png"))
+
+
+# ---------------------------------------------------------------- colours
+
+
+@pytest.mark.parametrize("palette", [BLACK + WHITE, WHITE + BLACK, None])
+def test_a_saved_mask_takes_no_colour_of_another_class(root, palette):
+    write(root, "0", mask(0, 1), palette)
+    opened(root).save("images/1.png", mask(1, 0, 255))
+    assert decide_labels(root, masks(root))[0].coding == "index"
+    image = read(root, "1")
+    assert image.mode == "P"
+    np.testing.assert_array_equal(np.asarray(image), mask(1, 0, 255))
+    shown = np.asarray(image.convert("RGB"))
+    assert len({tuple(shown[k, 0]) for k in range(3)}) == 3  # ignored pixels look like no class
+
+
+def test_masks_that_agree_with_no_palette_are_grey(root):
+    write(root, "0", mask(0, 1), WHITE + BLACK)
+    write(root, "1", mask(0, 0), [*BLACK, 9, 9, 9])
+    opened(root).save("images/2.png", mask(0, 1, 255))
+    image = read(root, "2")
+    assert image.mode == "L"
+    np.testing.assert_array_equal(np.asarray(image), mask(0, 1, 255))
+
+
+def test_the_models_colours_where_nothing_speaks_against_them(root):
+    assert palette_beside(TWO, []) == TWO.palette_bytes()
+    write(root, "0", mask(0, 1), [*BLACK, 1, 2, 3])
+    (root / "masks" / "1.png").write_text("no image")
+    assert palette_beside(TWO, masks(root)) == TWO.palette_bytes()
+    write(root, "2", mask(0, 1), BLACK + WHITE)
+    assert palette_beside(TWO, masks(root))[:765] == TWO.palette_bytes()[:765]
