@@ -9,6 +9,7 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="the page needs fastapi and uvicorn: pip install 'semanticgan[app]'")
 
 from semanticgan.data.coding import decide_labels
+from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.web.folder import DataFolder, palette_beside
 
@@ -84,3 +85,37 @@ def test_the_models_colours_where_nothing_speaks_against_them(root):
     assert palette_beside(TWO, masks(root)) == TWO.palette_bytes()
     write(root, "2", mask(0, 1), BLACK + WHITE)
     assert palette_beside(TWO, masks(root))[:765] == TWO.palette_bytes()[:765]
+
+
+# ---------------------------------------------------------------- links, and what is kept
+
+
+def test_a_mask_that_is_not_fetched_is_left_alone(root):
+    (root / "masks" / "0.png").symlink_to("../.store/0.png")
+    folder = opened(root)
+    with pytest.raises(UserError, match=r"^masks/0.png: link to a mask that is not there; fetch it, or remove the link$"):
+        folder.save("images/0.png", mask(0, 1))
+    assert (root / "masks" / "0.png").is_symlink()
+
+
+def test_a_linked_mask_is_kept_as_a_file(root):
+    write(root, "0", mask(1))
+    (root / ".store").mkdir()
+    stored = (root / "masks" / "0.png").rename(root / ".store" / "0.png")
+    (root / "masks" / "0.png").symlink_to("../.store/0.png")
+    before = stored.read_bytes()
+    kept = root / opened(root).save("images/0.png", mask(0, 1))["kept"]
+    stored.write_bytes(b"another")
+    assert not kept.is_symlink() and kept.read_bytes() == before
+    assert not (root / "masks" / "0.png").is_symlink()
+
+
+@pytest.mark.parametrize("letter", ["a", "ä"])
+def test_long_names_are_kept_too(root, letter):
+    stem = letter * (251 // len(letter.encode()))
+    (root / "images" / "0.png").rename(root / "images" / f"{stem}.png")
+    folder = opened(root)
+    kept = [folder.save(f"images/{stem}.png", mask(0, 1))["kept"] for _ in range(3)]
+    assert kept[0] is None and kept[1] != kept[2]
+    for k, name in enumerate(kept[1:], 1):
+        assert name.endswith(f"{letter}.{k}.png") and (root / name).is_file()

@@ -24,6 +24,7 @@ from semanticgan.visuals import save_png
 from semanticgan.web import pictures
 
 KEPT = ".kept"  # folder of old masks beside the new: hidden, so that no one takes them for masks
+KEPT_BYTES = 240  # of a name there, without its number: file systems allow 255
 
 
 class UnknownError(UserError):
@@ -79,6 +80,15 @@ class DataFolder:
             raise UnknownError("no such image in the folder; reload the page")
         return self.root / name
 
+    def require_place(self, name: str) -> None:
+        """Raises UserError for an image that has its mask with another, or whose mask is a link to nothing."""
+        mask = mask_path(self.root / name)
+        problem = self._shared.get(name)
+        if mask.is_symlink() and not mask.exists():
+            problem = f"{mask}: link to a mask that is not there; fetch it, or remove the link"
+        if problem:
+            raise UserError(problem.replace(str(self.root) + os.sep, ""))
+
     def listing(self, which: str, start: int, count: int) -> dict[str, Any]:
         """A part of the images, `which` of all, labeled, unlabeled."""
         chosen = [n for n in self.names if which == "all" or (n in self.labeled) == (which == "labeled")]
@@ -118,12 +128,11 @@ class DataFolder:
     def save(self, name: str, label: UInt8[np.ndarray, "h w"]) -> dict[str, Any]:
         """Write a mask beside its image, whole or not at all; one that is there is kept under a number first.
 
-        Raises UserError for class ids that the folder's masks cannot hold, for another size than the image's, and for an image
-        that has its mask with another.
+        Raises UserError for class ids that the folder's masks cannot hold, for another size than the image's, and as
+        `require_place`.
         """
         path = self.path(name)
-        if name in self._shared:
-            raise UserError(self._shared[name].replace(str(self.root) + os.sep, ""))
+        self.require_place(name)
         size = pictures.read(path, name, self.channels, at_least=16).size
         if size != (label.shape[1], label.shape[0]):
             raise UserError(f"{name}: got a mask of {label.shape[1]} x {label.shape[0]}, expected {size[0]} x {size[1]}")
@@ -167,7 +176,7 @@ class DataFolder:
 
 
 def keep(mask: Path) -> Path:
-    """Give a mask file a second name, `.kept/NAME.1.png` or the first free number; never over a file.
+    """Give a mask file a second name, `.kept/NAME.1.png` or the first free number; never over a file. Of a link, a copy.
 
     Raises UserError where that cannot be.
     """
@@ -178,20 +187,19 @@ def keep(mask: Path) -> Path:
         raise UserError(
             f"{folder}: cannot be made ({error.strerror}), so the mask stays as it is; make the folder writable"
         ) from None
-    number = 1
+    short = os.fsencode(mask.stem)[:KEPT_BYTES].decode(errors="ignore")
+    number = 0
     while True:
-        place = folder / f"{mask.stem}.{number}.png"
-        try:
-            os.link(mask, place)
-            return place
-        except FileExistsError:
-            number += 1
-        except OSError:  # a file system without links
-            if not place.exists():
-                with replacing(place) as temporary:
-                    shutil.copyfile(mask, temporary)
+        number += 1
+        place = folder / f"{short}.{number}.png"
+        with suppress(OSError):  # a file system without links
+            if not mask.is_symlink():  # a second name for the link would lead elsewhere from its folder
+                os.link(mask, place)
                 return place
-            number += 1
+        if not os.path.lexists(place):
+            with replacing(place) as temporary:
+                shutil.copyfile(mask, temporary)
+            return place
 
 
 def palette_beside(labels: LabelSpec, masks: Iterable[Path]) -> bytes:
