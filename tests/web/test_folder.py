@@ -1,5 +1,6 @@
 """The data folder behind the page: what is written beside the images can be read with what is there already."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +120,52 @@ def test_long_names_are_kept_too(root, letter):
     assert kept[0] is None and kept[1] != kept[2]
     for k, name in enumerate(kept[1:], 1):
         assert name.endswith(f"{letter}.{k}.png") and (root / name).is_file()
+
+
+# ---------------------------------------------------------------- what the values mean
+
+
+def ids(folder: DataFolder, name: str) -> np.ndarray:
+    content, (width, height) = folder.mask(name)
+    return np.frombuffer(gzip.decompress(content), np.uint8).reshape(height, width)
+
+
+def test_the_coding_is_decided_again_when_the_folder_is_read_again(root):
+    folder = opened(root)
+    assert folder.listing("all", 0, 1)["ignore"]
+    write(root, "0", mask(0, 255))
+    folder.reload()
+    assert not folder.listing("all", 0, 1)["ignore"]
+    np.testing.assert_array_equal(ids(folder, "images/0.png"), mask(0, 1))
+    folder.save("images/1.png", mask(0, 1))
+    np.testing.assert_array_equal(np.asarray(read(root, "1")), mask(0, 255))
+
+
+def test_the_first_mask_is_saved_as_another_one_has_been_meanwhile(root):
+    folder = opened(root)
+    write(root, "0", mask(0, 255))
+    folder.save("images/1.png", mask(0, 1))
+    np.testing.assert_array_equal(np.asarray(read(root, "1")), mask(0, 255))
+    assert decide_labels(root, masks(root))[0].coding == "binary"
+
+
+def test_a_coding_that_the_model_has_not_changes_nothing(root):
+    three = LabelSpec.unnamed(3)
+    folder = DataFolder(root, three, 3)
+    write(root, "0", mask(0, 255))
+    (root / "images" / "1.png").unlink()
+    with pytest.raises(UserError, match="got masks of 0 and 255 alone, expected class ids of the 3 classes"):
+        folder.reload()
+    assert folder.listing("all", 0, 1)["total"] == 6 and folder.labels == three and not folder.labeled
+
+
+def test_the_last_mask_that_shows_a_class_stays_so(root):
+    folder = opened(root)
+    folder.save("images/1.png", mask(0, 1))
+    folder.save("images/2.png", mask(0, 255))
+    for label in (mask(0), mask(255)):
+        with pytest.raises(UserError, match=r"images/1.png: with this mask .* save one with a class first"):
+            folder.save("images/1.png", label)
+    folder.save("images/3.png", mask(1))
+    folder.save("images/1.png", mask(0))
+    np.testing.assert_array_equal(ids(opened(root), "images/2.png"), mask(0, 255))

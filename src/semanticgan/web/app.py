@@ -102,7 +102,7 @@ def _add_page(app: FastAPI) -> None:
         if session.data is not None:
             root = str(session.data.root)
             command = f"semanticgan train --data {shlex.quote(root)} --from {shlex.quote(session.name)} --out NEW_RUN"
-            out["data"] = {"root": root, "ignore": session.data.labels.coding == "index", "train": command}
+            out["data"] = {"root": root, "ignore": session.data.ignores, "train": command}
         return out
 
     @app.get("/api/samples")

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import itertools
 import os
 import shutil
 import threading
@@ -46,33 +47,50 @@ class DataFolder:
         self.names: list[str] = []
         self._known: set[str] = set()
         self.labeled: set[str] = set()
+        self.labels = labels
+        self._decided = False  # whether the masks show what their values mean
+        self._with_class: str | None = None  # an image whose mask shows a class: the one to ask first
         self._shared: dict[str, str] = {}  # images that have one mask with another -> what is wrong with that
         self._palette: bytes | None = None  # of new masks; unknown before the first is saved
         self.reload()
-        coding = coding_of(self._counts())
-        self._shows_classes = coding == "index"
-        self.labels = labels.model_copy(update={"coding": coding or "index"})
-        if self.labels.coding == "binary" and labels.num_classes > 2:
-            raise UserError(
-                f"{self.root}: got masks of 0 and 255 alone, expected class ids of the {labels.num_classes} classes of the model"
-            )
 
     def reload(self) -> None:
-        """Read again what is there. Raises UserError for a folder without images."""
+        """Read again what is there, and what the masks' values mean.
+
+        Raises UserError for a folder without images, and for masks of 0 and 255 alone where the model has more classes; then
+        all stays as it was.
+        """
         names = [name for name in list_images(self.root, str(self.root)) if _can_be_labeled(self.root, name)]
         if not names:
             raise UserError(f"{self.root}: no images below a folder called images; put them there, as docs/data.md says")
         shared = {name: problem for *both, problem in sharing_a_mask(self.root, names) for name in both}
         with self._lock:  # a mask that is being saved must not be missed
+            self._look_at_masks(names)
             self.names, self._known, self._shared = names, set(names), shared
-            self.labeled = {name for name in names if has_mask(self.root, name)}
-            self._palette = None
 
-    def _counts(self) -> Iterator[np.ndarray]:
-        """How often each value occurs, of every mask that can be read."""
-        for name in sorted(self.labeled):
+    def _look_at_masks(self, names: Iterable[str]) -> None:
+        """Of these images. Under the lock, as whatever changes what is known of the masks."""
+        labeled = {name for name in names if has_mask(self.root, name)}
+        coding = coding_of(self._counts(labeled))
+        if coding == "binary" and self.labels.num_classes > 2:
+            expected = f"class ids of the {self.labels.num_classes} classes of the model"
+            raise UserError(f"{self.root}: got masks of 0 and 255 alone, expected {expected}")
+        self.labels = self.labels.model_copy(update={"coding": coding or "index"})
+        self.labeled, self._decided, self._palette = labeled, coding is not None, None
+
+    def _counts(self, names: Iterable[str]) -> Iterator[np.ndarray]:
+        """How often each value occurs, of every mask that can be read; one that shows a class comes first if one is known."""
+        for name in sorted(names, key=lambda name: (name != self._with_class, name)):
             with suppress(UserError):
-                yield count_values(mask_path(self.root / name))
+                count = count_values(mask_path(self.root / name))
+                if count[1:IGNORE_INDEX].any():
+                    self._with_class = name
+                yield count
+
+    @property
+    def ignores(self) -> bool:
+        """Whether its masks can hold pixels to be ignored."""
+        return self.labels.coding == "index"
 
     def path(self, name: str) -> Path:
         """Raises UnknownError unless `name` is one of the folder's images."""
@@ -95,6 +113,7 @@ class DataFolder:
         return {
             "total": len(self.names),
             "labeled": len(self.labeled),
+            "ignore": self.ignores,
             "found": len(chosen),
             "images": [{"name": n, "labeled": n in self.labeled} for n in chosen[start : start + count]],
         }
@@ -136,28 +155,36 @@ class DataFolder:
         size = pictures.read(path, name, self.channels, at_least=16).size
         if size != (label.shape[1], label.shape[0]):
             raise UserError(f"{name}: got a mask of {label.shape[1]} x {label.shape[0]}, expected {size[0]} x {size[1]}")
-        binary = self.labels.coding == "binary"
-        good = (label < self.labels.num_classes) | ((label == IGNORE_INDEX) & (not binary))
-        if not good.all():
-            also = "; masks of 0 and 255 have no ignored pixels" if binary else ", or 255"
-            raise UserError(f"{name}: got class id {int(label[~good][0])}, expected 0 to {self.labels.num_classes - 1}{also}")
-        shows_classes = bool(((label > 0) & (label < IGNORE_INDEX)).any())
-        if not (binary or shows_classes or self._shows_classes) and (label == IGNORE_INDEX).any():
-            raise UserError(
-                f"{name}: got ignored pixels before any mask of the folder shows a class, which would be read as two classes; "
-                "save one with a class first"
-            )
         target = mask_path(path)
         with self._lock:
+            if not self._decided:
+                self._look_at_masks(self.names)  # somebody else may have written the first one
+            self._require_readable(name, label)
             kept = keep(target) if target.is_file() else None
-            if binary:
-                save_png(target, (label * 255)[:, :, None])
-            else:
+            if self.ignores:
                 self._write(target, label)
+            else:
+                save_png(target, (label * 255)[:, :, None])
             self.labeled.add(name)
-            self._shows_classes = self._shows_classes or shows_classes
+            if _shows_class(label):
+                self._decided, self._with_class = True, name
         shown = [os.path.relpath(p, self.root) if p else None for p in (target, kept)]
         return {"mask": shown[0], "kept": shown[1], "labeled": len(self.labeled), "total": len(self.names)}
+
+    def _require_readable(self, name: str, label: UInt8[np.ndarray, "h w"]) -> None:
+        """Raises UserError where a mask, beside the others, would be read as another than it is."""
+        good = (label < self.labels.num_classes) | ((label == IGNORE_INDEX) & self.ignores)
+        if not good.all():
+            also = ", or 255" if self.ignores else "; masks of 0 and 255 have no ignored pixels"
+            raise UserError(f"{name}: got class id {int(label[~good][0])}, expected 0 to {self.labels.num_classes - 1}{also}")
+        if not self.ignores or _shows_class(label):
+            return
+        count = np.bincount(label.reshape(-1), minlength=256)
+        if coding_of(itertools.chain([count], self._counts(self.labeled - {name}))) == "binary":
+            raise UserError(
+                f"{name}: with this mask the folder's would hold background and ignored pixels alone, which would be read as two "
+                "classes; save one with a class first"
+            )
 
     def _write(self, target: Path, label: UInt8[np.ndarray, "h w"]) -> None:
         """Class ids with colours that mean no other class in the masks that are there, else as grey levels."""
@@ -173,6 +200,11 @@ class DataFolder:
         """Up to `most` labelled or unlabelled images, the same ones again while they last."""
         chosen = [name for name in self.names if (name in self.labeled) == labeled]
         return sorted(chosen, key=lambda name: hashlib.sha256(name.encode()).digest())[:most]
+
+
+def _shows_class(label: UInt8[np.ndarray, "h w"]) -> bool:
+    """Whether the class ids show that they are class ids, as 1 and above do."""
+    return bool(((label > 0) & (label < IGNORE_INDEX)).any())
 
 
 def keep(mask: Path) -> Path:
