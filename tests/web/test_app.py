@@ -24,6 +24,7 @@ from semanticgan.data.sources import find_sources, list_images
 from semanticgan.data.synthetic import LABELS, draw_scene
 from semanticgan.errors import UserError
 from semanticgan.model import SemanticGAN, named_networks
+from semanticgan.suggest import look_at_files
 from semanticgan.web import pictures
 from semanticgan.web.answers import _found
 from semanticgan.web.app import STATIC, build_app
@@ -326,6 +327,18 @@ def test_proposals_are_unlabelled_images(client):
     assert again["of"] == 5 and names[0] not in [row["name"] for row in again["images"]]
 
 
+def test_what_gets_a_mask_while_images_are_looked_at_is_not_proposed(client, monkeypatch):
+    def look(*args):
+        for name, found in look_at_files(*args):
+            if name == "images/07.png":
+                save(client, np.zeros((SIDE, SIDE), np.uint8), name)
+            yield name, found
+
+    monkeypatch.setattr("semanticgan.web.session.look_at_files", look)
+    found = dict(told(client.get("/api/next", params={"num": 9}).text))["proposals"]
+    assert found["of"] == 5 and "images/07.png" not in [row["name"] for row in found["images"]]
+
+
 # ---------------------------------------------------------------- bad files
 
 
@@ -582,5 +595,6 @@ def test_a_student_answers_without_reconstruction(student, picture):
 
 def test_a_student_has_no_samples_and_no_proposals(student):
     client, _ = student
+    assert client.get("/api/data/following", params={"image": "images/04.png"}).json() == {"name": "images/05.png"}
     refused(client.get("/api/samples"), 422, "is a student", "teacher")
     assert "is a student" in dict(told(client.get("/api/next").text))["failed"]

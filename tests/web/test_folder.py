@@ -169,3 +169,36 @@ def test_the_last_mask_that_shows_a_class_stays_so(root):
     folder.save("images/3.png", mask(1))
     folder.save("images/1.png", mask(0))
     np.testing.assert_array_equal(ids(opened(root), "images/2.png"), mask(0, 255))
+
+
+# ---------------------------------------------------------------- what others do meanwhile, and what cannot be labelled
+
+
+def test_a_mask_that_somebody_else_has_written_is_seen(root):
+    folder = opened(root)
+    write(root, "0", mask(0, 255))
+    assert "images/0.png" not in folder.drawn(False, 6) and folder.listing("labeled", 0, 9)["found"] == 1
+    write(root, "1", mask(0, 255))
+    assert folder.open("images/1.png")[1] and folder.listing("labeled", 0, 9)["found"] == 2
+    np.testing.assert_array_equal(ids(folder, "images/1.png"), mask(0, 1))
+    (root / "masks" / "0.png").unlink()
+    assert folder.drawn(True, 6) == ["images/1.png"]
+    assert not folder.open("images/0.png")[1]
+
+
+def test_what_cannot_be_labelled_is_not_proposed(root, monkeypatch):
+    Image.new("RGB", (SIDE, SIDE)).save(root / "images" / "0.jpg")  # one mask for both
+    (root / "masks" / "1.png").symlink_to("nowhere.png")
+    Image.new("1", (100, 100)).save(root / "images" / "2.png")
+    monkeypatch.setattr("semanticgan.web.pictures.MAX_PIXELS", 5000)
+    folder = opened(root)
+    (root / "images" / "3.png").unlink()
+    assert sorted(folder.drawn(False, 9)) == ["images/4.png", "images/5.png"]
+    assert folder.following("images/4.png") == "images/5.png"
+    assert folder.following("images/5.png") == "images/4.png"
+    assert folder.following("") == "images/4.png"
+    write(root, "4", mask(0, 1))
+    assert folder.following("images/5.png") is None
+    for name in ("images/0.jpg", "images/0.png", "images/1.png", "images/2.png", "images/3.png"):
+        with pytest.raises(UserError):
+            folder.open(name)

@@ -184,8 +184,8 @@ def _add_folder(app: FastAPI) -> None:
     @app.post("/api/data/open")
     async def open_image(request: Request, image: Name, page: Page = "") -> dict[str, Any]:
         session = _session(request)
-        picture = await session.read(session.folder.picture, image)
-        return {**await session.first_answer(picture, page), "labeled": image in session.folder.labeled}
+        picture, labeled = await session.read(session.folder.open, image)
+        return {**await session.first_answer(picture, page), "labeled": labeled, "ignore": session.folder.ignores}
 
     @app.get("/api/data/mask")
     async def mask(request: Request, image: Name) -> Response:
@@ -203,6 +203,11 @@ def _add_folder(app: FastAPI) -> None:
         session.folder.path(image)
         label = await class_ids(session, request, width, height)
         return await session.read(session.folder.save, image, label)
+
+    @app.get("/api/data/following")
+    async def following(request: Request, image: Name = "") -> dict[str, str | None]:
+        session = _session(request)
+        return {"name": await session.read(session.folder.following, image)}
 
     @app.get("/api/next")
     async def next_images(request: Request, num: Annotated[int, Query(ge=1, le=50)] = 10, page: Page = "") -> Response:

@@ -118,8 +118,22 @@ class DataFolder:
             "images": [{"name": n, "labeled": n in self.labeled} for n in chosen[start : start + count]],
         }
 
-    def picture(self, name: str) -> pictures.Opened:
-        return pictures.open_picture(self.path(name), name, self.channels)
+    def open(self, name: str) -> tuple[pictures.Opened, bool]:
+        """The image, and whether it has a mask by now. Raises UserError where no mask could be saved, as `require_place`."""
+        path = self.path(name)
+        self.require_place(name)
+        picture, labeled = pictures.open_picture(path, name, self.channels), self.has_mask(name)
+        if labeled and not self._decided:
+            with self._lock:
+                self._look_at_masks(self.names)
+        return picture, labeled
+
+    def has_mask(self, name: str) -> bool:
+        """Whether an image has a mask by now: not only the page writes and removes them."""
+        with self._lock:
+            there = has_mask(self.root, name)
+            (self.labeled.add if there else self.labeled.discard)(name)
+        return there
 
     def whole(self, name: str) -> tuple[bytes, str]:
         """The image at its own size as a file that any browser shows, and its media type."""
@@ -197,9 +211,27 @@ class DataFolder:
             image.save(temporary, "PNG", compress_level=1)
 
     def drawn(self, labeled: bool, most: int) -> list[str]:
-        """Up to `most` labelled or unlabelled images, the same ones again while they last."""
+        """Up to `most` labelled or unlabelled images that can be opened, the same ones again while they last."""
         chosen = [name for name in self.names if (name in self.labeled) == labeled]
-        return sorted(chosen, key=lambda name: hashlib.sha256(name.encode()).digest())[:most]
+        chosen.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
+        good = (name for name in chosen if self.has_mask(name) == labeled and self._can_be_opened(name))
+        return list(itertools.islice(good, most))
+
+    def following(self, name: str) -> str | None:
+        """The next image without a mask, in the folder's order and round its end; None if there is no other."""
+        names = self.names
+        start = names.index(name) + 1 if name in names else 0
+        others = (other for other in names[start:] + names[:start] if other != name and other not in self.labeled)
+        return next((other for other in others if not self.has_mask(other) and self._can_be_opened(other)), None)
+
+    def _can_be_opened(self, name: str) -> bool:
+        """As far as can be told without decoding it."""
+        try:
+            pictures.require_pixels(self.path(name), name)
+            self.require_place(name)
+        except UserError:
+            return False
+        return (self.root / name).is_file()
 
 
 def _shows_class(label: UInt8[np.ndarray, "h w"]) -> bool:

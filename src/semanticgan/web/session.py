@@ -97,7 +97,7 @@ class Session:
                 if isinstance(found, Look):
                     self.looks[name] = found
                 job.tell("progress", {"done": done, "total": len(missing)})
-        looks = {name: self.looks[name] for name in free if name in self.looks}
+        looks = {name: self.looks[name] for name in free if name in self.looks and not folder.has_mask(name)}
         near = [self.looks[name] for name in known if name in self.looks]
         images = [{"name": p.image, "uncertainty": p.uncertainty, "distance": p.distance} for p in propose(looks, num, near)]
         job.tell("proposals", {"images": images, "of": len(looks)})
