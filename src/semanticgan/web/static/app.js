@@ -1,7 +1,7 @@
 // The page: what its parts do. Text from outside goes in as text, never as markup.
 import { Editor } from '/editor.js'
 import { samples } from '/samples.js'
-import { $, MAX_BYTES, address, ask, image, listen, say, scaled, tried, unrolled } from '/server.js'
+import { $, MAX_BYTES, address, ask, begun, image, listen, say, scaled, tried, unrolled } from '/server.js'
 
 const COUNT = 24 // images in the folder's list at once
 
@@ -130,7 +130,7 @@ const look = tried(async () => {
 function refine() {
   if (!open) return
   stop()
-  const steps = Math.min(1000, Math.max(1, Number($('steps').value) || about.steps)), mine = open
+  const steps = Math.min(1000, Math.max(1, Math.round(Number($('steps').value)) || about.steps)), mine = open
   const mayShow = () => !mine.changes && !mine.labeled && !editor.stroke // never in place of a person's work
   const showMask = name => { if (mayShow()) use(mine.masks.findIndex(mask => mask.name === name)) }
   $('stop').disabled = false
@@ -391,6 +391,7 @@ function wire() {
 
 const begin = tried(async () => {
   about = await (await ask('/api/about')).json()
+  begun(about.start)
   $('model').textContent = `${about.model}, ${about.resolution} px`
   $('steps').value = about.steps
   for (const part of document.querySelectorAll('[data-needs=G]')) part.hidden = about.student
