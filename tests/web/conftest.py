@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,11 +62,24 @@ def app(model, data):
     return build_app(model, "tiny", DataFolder(data, model.labels, 3))
 
 
-@pytest.fixture
-def client(app):
+@contextmanager
+def _visiting(app, base_url="http://localhost"):
     from fastapi.testclient import TestClient
 
-    with TestClient(app, base_url="http://127.0.0.1:8765") as found:
+    with TestClient(app, base_url=base_url) as found:
+        found.headers["x-start"] = found.get("/api/about").json()["start"]
+        yield found
+
+
+@pytest.fixture
+def visiting():
+    """An app -> a client that has read of which start its server is, as the page does."""
+    return _visiting
+
+
+@pytest.fixture
+def client(app):
+    with _visiting(app, "http://127.0.0.1:8765") as found:
         yield found
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -24,6 +25,7 @@ from semanticgan.data.sources import find_sources, list_images
 from semanticgan.data.synthetic import LABELS, draw_scene
 from semanticgan.errors import UserError
 from semanticgan.model import SemanticGAN, named_networks
+from semanticgan.suggest import look_at_files
 from semanticgan.web import pictures
 from semanticgan.web.answers import _found
 from semanticgan.web.app import STATIC, build_app
@@ -105,12 +107,10 @@ def test_refining_tells_of_its_steps(client, picture):
 
 
 @pytest.mark.parametrize(("chosen", "kinds"), [(0, {"answer", "step"}), (3, {"step", "done"})])
-def test_words_on_the_distance_only_where_it_can_be_ranked(model, picture, chosen, kinds):
-    from fastapi.testclient import TestClient
-
+def test_words_on_the_distance_only_where_it_can_be_ranked(visiting, model, picture, chosen, kinds):
     quantiles = tuple(np.linspace(0.1, 0.5, 21))
     ranked = model.configured(steps=chosen, distance_quantiles=quantiles)
-    with TestClient(build_app(ranked, "ranked"), base_url="http://localhost") as client:
+    with visiting(build_app(ranked, "ranked")) as client:
         found = client.post("/api/pictures", content=picture).json()
         assert ("words" in found["answer"]) == (chosen == 0) and "distance" in found["answer"]
         events = told(client.get("/api/refine", params={"id": found["id"], "steps": 3}).text)
@@ -128,11 +128,9 @@ def test_deep_pictures_are_shown_as_the_model_sees_them(client, picture):
         assert np.asarray(shown).max() == 255
 
 
-def test_without_encoder_the_mask_comes_by_refining(model, picture):
-    from fastapi.testclient import TestClient
-
+def test_without_encoder_the_mask_comes_by_refining(visiting, model, picture):
     bare = SemanticGAN(model.config.model_copy(update={"has_encoder": False, "steps": 3}), model.G)
-    with TestClient(build_app(bare, "bare"), base_url="http://localhost") as client:
+    with visiting(build_app(bare, "bare")) as client:
         found = client.post("/api/pictures", content=picture).json()
         assert "answer" not in found
         events = told(client.get("/api/refine", params={"id": found["id"], "steps": 3}).text)
@@ -227,16 +225,14 @@ def test_names_that_are_no_text_are_left_out(model, data):
     assert DataFolder(data, model.labels, 3).names == [f"images/{k:02d}.png" for k in range(1, 10)]
 
 
-def test_masks_of_0_and_255_stay_so(model, data):
-    from fastapi.testclient import TestClient
-
+def test_masks_of_0_and_255_stay_so(visiting, model, data):
     for path in (data / "masks").iterdir():
         Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8) * 255).save(path)
     labels = LABELS.model_copy(update={"names": ("background", "cell"), "palette": LABELS.palette[:2]})
     (data / "classes.json").unlink()
     two = SemanticGAN(model.config.model_copy(update={"labels": LABELS}), model.G, model.E)
     folder = DataFolder(data, labels, 3)
-    with TestClient(build_app(two, "two", folder), base_url="http://localhost") as client:
+    with visiting(build_app(two, "two", folder)) as client:
         label = np.zeros((SIDE, SIDE), np.uint8)
         label[:9] = 1
         assert save(client, label).status_code == 200
@@ -326,6 +322,18 @@ def test_proposals_are_unlabelled_images(client):
     assert again["of"] == 5 and names[0] not in [row["name"] for row in again["images"]]
 
 
+def test_what_gets_a_mask_while_images_are_looked_at_is_not_proposed(client, monkeypatch):
+    def look(*args):
+        for name, found in look_at_files(*args):
+            if name == "images/07.png":
+                save(client, np.zeros((SIDE, SIDE), np.uint8), name)
+            yield name, found
+
+    monkeypatch.setattr("semanticgan.web.session.look_at_files", look)
+    found = dict(told(client.get("/api/next", params={"num": 9}).text))["proposals"]
+    assert found["of"] == 5 and "images/07.png" not in [row["name"] for row in found["images"]]
+
+
 # ---------------------------------------------------------------- bad files
 
 
@@ -364,12 +372,10 @@ def test_decompression_bombs(client, side):
     refused(client.post("/api/pictures", params={"name": "b.png"}, content=bomb(side)), 413, "b.png", "36 million")
 
 
-def test_bombs_in_the_folder(model, data):
-    from fastapi.testclient import TestClient
-
+def test_bombs_in_the_folder(visiting, model, data):
     (data / "images" / "bomb.png").write_bytes(bomb(30_000))
     (data / "images" / "text.png").write_text("no image")
-    with TestClient(build_app(model, "tiny", DataFolder(data, model.labels, 3)), base_url="http://localhost") as client:
+    with visiting(build_app(model, "tiny", DataFolder(data, model.labels, 3))) as client:
         for route in ("thumbnail", "picture"):
             refused(client.get(f"/api/data/{route}", params={"image": "images/bomb.png"}), 413)
             refused(client.get(f"/api/data/{route}", params={"image": "images/text.png"}), 422)
@@ -377,23 +383,19 @@ def test_bombs_in_the_folder(model, data):
         assert found["of"] == 6
 
 
-def test_two_images_of_one_name_share_no_mask(model, data):
-    from fastapi.testclient import TestClient
-
+def test_two_images_of_one_name_share_no_mask(visiting, model, data):
     Image.open(data / "images" / "01.png").convert("RGB").save(data / "images" / "01.jpg")
     before = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
-    with TestClient(build_app(model, "tiny", DataFolder(data, model.labels, 3)), base_url="http://localhost") as client:
+    with visiting(build_app(model, "tiny", DataFolder(data, model.labels, 3))) as client:
         for name in ("images/01.png", "images/01.jpg"):
             refused(save(client, np.zeros((SIDE, SIDE), np.uint8), name), 422, "images/01.jpg and images/01.png", "masks/01.png")
     assert {p: p.read_bytes() for p in data.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize("shape", [(10, 70_000), (70_000, 100)])
-def test_strips_that_no_jpeg_holds(model, data, shape):
-    from fastapi.testclient import TestClient
-
+def test_strips_that_no_jpeg_holds(visiting, model, data, shape):
     Image.new("L", shape[::-1]).save(data / "images" / "strip.png")
-    with TestClient(build_app(model, "tiny", DataFolder(data, model.labels, 3)), base_url="http://localhost") as client:
+    with visiting(build_app(model, "tiny", DataFolder(data, model.labels, 3))) as client:
         for route in ("thumbnail", "picture"):
             answer = client.get(f"/api/data/{route}", params={"image": "images/strip.png"})
             assert answer.status_code == 200 and max(Image.open(io.BytesIO(answer.content)).size) in (1024, 70_000)
@@ -432,6 +434,8 @@ def test_parameters_out_of_range(client, picture):
         ({"host": "evil.example:8765"}, False),
         ({"host": "127.0.0.1.evil.example"}, False),
         ({"host": "localhost.evil.example:8765"}, False),
+        ({"host": "127.0.0.1:8765.evil.example"}, False),
+        ({"host": "127.0.0.1:"}, False),
         ({"host": "evil.example#127.0.0.1:8765"}, False),
         ({"host": ""}, False),
         ({"origin": "http://127.0.0.1:8765"}, True),
@@ -458,6 +462,19 @@ def test_other_hosts_and_sites(client, data, headers, good):
     assert "access-control-allow-origin" not in response.headers
 
 
+def test_a_page_of_an_earlier_start_saves_nothing(client, data, picture):
+    """On the same port, but perhaps for another folder."""
+    before = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
+    for start in ("another", ""):
+        client.headers["x-start"] = start
+        refused(save(client, np.zeros((SIDE, SIDE), np.uint8)), 409, "the server was started again; reload the page")
+        refused(client.post("/api/data/open", params={"image": "images/01.png"}), 409)
+        refused(client.post("/api/pictures", content=picture), 409)
+        taken = client.post("/api/mask.png", params={"width": 2, "height": 2}, content=bytes(4))
+        assert taken.status_code == 200  # what was drawn is not lost
+    assert {p: p.read_bytes() for p in data.rglob("*") if p.is_file()} == before
+
+
 def test_two_hosts_are_none():
     assert refusal("/", [(b"host", "127.0.0.1"), (b"host", "evil.example")])[0] == 403
     assert refusal("/", [(b"host", "127.0.0.1"), (b"sec-fetch-site", "cross-site")]) is None  # a link to the page
@@ -472,8 +489,9 @@ def address_of(server):
     return "127.0.0.1", int(server.rpartition(":")[2])
 
 
-def post(address, content):
-    with urlopen(Request(address, content, method="POST"), timeout=60) as response:
+def post(app, address, content, method="POST"):
+    headers = {"x-start": app.state.session.start}
+    with urlopen(Request(address, content, headers, method=method), timeout=60) as response:
         return json.load(response)
 
 
@@ -498,13 +516,13 @@ def test_forty_uploads_at_once(server, app, picture):
     large = as_png(np.random.default_rng(0).integers(0, 255, (600, 600, 3), np.uint8))  # a MB
 
     def send(k):
-        return post(f"{server}/api/pictures?name={k}.png&page={k % 3}", large if k % 2 else picture)
+        return post(app, f"{server}/api/pictures?name={k}.png&page={k % 3}", large if k % 2 else picture)
 
     with ThreadPoolExecutor(40) as pool:
         answers = list(pool.map(send, range(40)))
     assert [answer["name"] for answer in answers] == [f"{k}.png" for k in range(40)]
     session = app.state.session
-    assert session.at_the_door == 0 and session.worker.waiting == 0
+    assert session.picture_door.waiting == 0 and session.worker.waiting == 0
     assert not os.listdir(session.place.name)
     assert len(session.pictures._kept) <= pictures.KEPT
 
@@ -529,41 +547,61 @@ def test_a_client_that_leaves_stops_its_inversion(server, app, picture, monkeypa
             time.sleep(0.01)
 
     monkeypatch.setattr("semanticgan.web.answers.refine", lambda model, picture, count, job: endless(job))
-    key = post(f"{server}/api/pictures", picture)["id"]
+    key = post(app, f"{server}/api/pictures", picture)["id"]
     with urlopen(f"{server}/api/refine?id={key}", timeout=10) as response:
         assert response.readline() == b"event: waiting\n"
         assert running.wait(10)
-        assert "answer" in post(f"{server}/api/pictures", picture)  # while it runs, others get their masks
+        assert "answer" in post(app, f"{server}/api/pictures", picture)  # while it runs, others get their masks
         seen = len(steps)
         assert comes_true(lambda: len(steps) > seen)  # and then it goes on
     assert comes_true(lambda: session.worker._running is None)
 
 
+def stalled(server, app):
+    """A picture of which no more than the beginning comes."""
+    line = socket.create_connection(address_of(server), timeout=10)
+    head = f"POST /api/pictures HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Start: {app.state.session.start}\r\nContent-Length: 1000\r\n\r\n"
+    line.sendall(head.encode() + b"abc")
+    return line
+
+
 def test_slow_uploads_are_given_up(server, app, monkeypatch):
     monkeypatch.setattr("semanticgan.web.session.UPLOAD_SECONDS", 0.3)
-    with socket.create_connection(address_of(server), timeout=10) as line:
-        line.sendall(b"POST /api/pictures HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nabc")
+    with stalled(server, app) as line:
         assert line.recv(100).startswith(b"HTTP/1.1 408 ")
-    assert app.state.session.at_the_door == 0
+    assert app.state.session.picture_door.waiting == 0
+
+
+def test_slow_pictures_hold_up_no_mask(server, app, data):
+    with ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(stalled(server, app))
+        assert comes_true(lambda: app.state.session.picture_door.waiting == 12)
+        address = f"{server}/api/data/mask?image=images/09.png&width={SIDE}&height={SIDE}"
+        assert post(app, address, bytes(SIDE**2), "PUT")["mask"] == "masks/09.png"
 
 
 def test_too_many_at_the_door(client, app, picture):
-    app.state.session.at_the_door = 10**6
+    app.state.session.picture_door.waiting = 10**6
     response = client.post("/api/pictures", content=picture)
     refused(response, 503, "try again")
     assert response.headers["retry-after"]
+
+
+def test_too_many_jobs(client, app, picture, monkeypatch):
+    """A page cannot read why events are refused, so that is told as one."""
+    monkeypatch.setattr(app.state.session.worker._long, "most", 0)
+    assert told(client.get("/api/next").text) == [("failed", "too much is waiting already; try again in a moment")]
 
 
 # ---------------------------------------------------------------- a student
 
 
 @pytest.fixture
-def student(data):
-    from fastapi.testclient import TestClient
-
+def student(visiting, data):
     config = ModelConfig(kind="student", labels=LABELS, data=DataConfig(resolution=16, channels=3), widths=(8, 16), teacher="t")
     model = SemanticGAN(config, None, S=named_networks(config)["S"])
-    with TestClient(build_app(model, "small", DataFolder(data, LABELS, 3)), base_url="http://127.0.0.1:8765") as found:
+    with visiting(build_app(model, "small", DataFolder(data, LABELS, 3)), "http://127.0.0.1:8765") as found:
         yield found, model
 
 
@@ -582,5 +620,6 @@ def test_a_student_answers_without_reconstruction(student, picture):
 
 def test_a_student_has_no_samples_and_no_proposals(student):
     client, _ = student
+    assert client.get("/api/data/following", params={"image": "images/04.png"}).json() == {"name": "images/05.png"}
     refused(client.get("/api/samples"), 422, "is a student", "teacher")
     assert "is a student" in dict(told(client.get("/api/next").text))["failed"]

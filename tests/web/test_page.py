@@ -253,6 +253,218 @@ def test_what_is_drawn_during_a_save_is_not_saved(visit, data):
     ).sum()
 
 
+def hold_saves(page):
+    """Saves that are on their way wait in this list."""
+    held = []
+    page.route("**/api/data/mask*", lambda route: held.append(route) if route.request.method == "PUT" else route.continue_())
+    return held
+
+
+def confirms(page, answer):
+    page.evaluate("answer => { window.asked = []; window.confirm = text => { window.asked.push(text); return answer } }", answer)
+
+
+def refine_slowly(page):
+    page.get_by_label("Steps").fill("1000")
+    page.get_by_role("button", name="Refine").click()
+    page.locator("#step", has_text="Step ").wait_for()
+
+
+def test_a_step_on_its_way_is_not_saved(visit, data):
+    page = visit()
+    open_from_folder(page, "images/05.png")
+    said(page, "Correct it and save")
+    refine_slowly(page)
+    page.get_by_role("button", name="Save mask").click()
+    said(page, "What is shown is on its way")
+    page.get_by_role("button", name="Mask (PNG)").click()
+    assert not (data / "masks" / "05.png").exists()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Save mask").click()
+    said(page, "Saved masks/05.png")
+    label = read_mask(data / "masks" / "05.png", LABELS)
+    assert share(page, "cell") == pytest.approx(100 * (label == 1).mean(), abs=0.1)
+
+
+def test_no_refinement_replaces_what_is_being_saved(visit):
+    page = visit()
+    open_from_folder(page, "images/05.png")
+    said(page, "Correct it and save")
+    held = hold_saves(page)
+    before = [share(page, name) for name in LABELS.names]
+    page.get_by_role("button", name="Save mask").click()
+    page.get_by_label("Steps").fill("3")
+    page.get_by_role("button", name="Refine").click()
+    page.locator("#step", has_text="Choose its label map under Mask").wait_for()
+    held.pop().continue_()
+    said(page, "Saved masks/05.png")
+    assert [share(page, name) for name in LABELS.names] == before
+    assert page.locator("#mask").evaluate("e => e.selectedOptions[0].text") == "in the folder"
+
+
+def test_a_map_chosen_during_a_save_is_not_saved(visit):
+    page = visit()
+    open_from_folder(page, "images/02.png")
+    said(page, "the mask in the folder")
+    held = hold_saves(page)
+    page.get_by_role("button", name="Save mask").click()
+    page.locator("#mask").select_option(label="encoder")
+    held.pop().continue_()
+    said(page, "Saved masks/02.png")
+    assert page.locator("#mask").evaluate("e => e.selectedOptions[0].text") == "encoder"
+    confirms(page, False)
+    page.get_by_role("button", name="Folder", exact=True).click()
+    page.locator("#images button", has_text="images/03.png").click()
+    page.wait_for_function("window.asked[0]?.includes('images/02.png is not saved')")
+
+
+def test_an_image_opened_again_during_its_save(visit):
+    page = visit()
+    open_from_folder(page, "images/02.png")
+    said(page, "the mask in the folder")
+    held = hold_saves(page)
+    confirms(page, False)
+    page.get_by_label("yeast").first.check()
+    drag(page, (0.4, 0.3), (0.6, 0.3))
+    drawn = share(page, "yeast")
+    page.get_by_role("button", name="Save mask").click()
+    page.get_by_role("button", name="Folder", exact=True).click()
+    page.locator("#images button", has_text="images/02.png").click()
+    page.wait_for_timeout(200)
+    held.pop().continue_()
+    page.locator("#stage").wait_for()
+    assert share(page, "yeast") == drawn and page.evaluate("window.asked") == []
+    drag(page, (0.4, 0.7), (0.6, 0.7))
+    page.get_by_role("button", name="Folder", exact=True).click()
+    page.locator("#images button", has_text="images/03.png").click()
+    page.wait_for_function("window.asked.length === 1")
+
+
+def test_what_is_drawn_on_a_dropped_picture_is_asked_for(visit, photo):
+    page = visit()
+    page.get_by_role("button", name="Picture", exact=True).click()
+    page.set_input_files("#file", photo)
+    page.locator("#step", has_text="encoder's is shown").wait_for()
+    confirms(page, False)
+    page.locator("#mask").select_option(label="inversion, 60 steps")  # to look at it is no work
+    drag(page, (0.4, 0.5), (0.6, 0.5))
+    page.get_by_role("button", name="Folder", exact=True).click()
+    page.locator("#images button", has_text="images/03.png").click()
+    page.wait_for_function("window.asked[0]?.startsWith('What you drew on')")
+    page.get_by_role("button", name="Picture", exact=True).click()
+    with page.expect_download():
+        page.get_by_role("button", name="Mask (PNG)").click()
+    open_from_folder(page, "images/03.png")
+    said(page, "the mask in the folder")
+    assert len(page.evaluate("window.asked")) == 1
+
+
+def test_the_smallest_brush_paints_one_pixel(visit, data):
+    page = visit()
+    open_from_folder(page, "images/02.png")
+    before = read_mask(data / "masks" / "02.png", LABELS)
+    page.locator("#size").fill("1")
+    page.locator(f"[name=class][value='{(before[24, 24] + 1) % 4}']").check()
+    page.locator("#stage").focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("s")
+    said(page, "Saved masks/02.png")
+    changed = read_mask(data / "masks" / "02.png", LABELS) != before
+    assert changed.sum() == 1 and changed[24, 24]
+
+
+def test_undo_during_a_stroke(visit):
+    page = visit()
+    open_from_folder(page, "images/02.png")
+    page.get_by_label("yeast").first.check()
+    drag(page, (0.4, 0.3), (0.6, 0.3))
+    one = share(page, "yeast")
+    box = page.locator("#stage").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + 0.7 * box["height"]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y, steps=3)
+    page.keyboard.press("u")
+    assert share(page, "yeast") == one
+    page.mouse.move(x - 30, y, steps=3)
+    page.mouse.up()
+    assert share(page, "yeast") == one
+    page.keyboard.press("y")
+    assert share(page, "yeast") > one
+    page.keyboard.press("u")
+    page.keyboard.press("u")
+    assert page.get_by_role("button", name="Undo").is_disabled() and share(page, "yeast") < one
+
+
+def test_next_passes_over_what_cannot_be_opened(visit, data):
+    page = visit()
+    page.get_by_role("button", name="Propose images").click()
+    said(page, "6 proposals out of 6 images")
+    names = [text.partition(":")[0] for text in page.locator("#proposals button").all_inner_texts()]
+    (data / names[1]).unlink()
+    page.locator("#proposals button").first.click()
+    page.get_by_role("heading", name=names[0], exact=True).wait_for()
+    page.keyboard.press("n")
+    said(page, "no such file")
+    page.keyboard.press("n")
+    page.get_by_role("heading", name=names[2], exact=True).wait_for()
+
+
+def answering(page, address, **changes):
+    """The page again, with another answer of the server."""
+
+    def answer(route):
+        response = route.fetch()
+        route.fulfill(response=response, json={**response.json(), **changes})
+
+    page.route(address, answer)
+
+
+def test_next_without_an_encoder(visit):
+    page = visit()
+    answering(page, "**/api/about*", encoder=False)
+    page.reload()
+    open_from_folder(page, "images/05.png")
+    said(page, "Correct it and save")
+    for name in ("images/06.png", "images/07.png"):
+        page.get_by_role("button", name="Next image").click()
+        page.get_by_role("heading", name=name, exact=True).wait_for()
+
+
+def test_another_coding_is_said(visit):
+    page = visit()
+    open_from_folder(page, "images/02.png")
+    page.get_by_label("ignored").first.check()
+    page.get_by_role("button", name="Folder", exact=True).click()
+    answering(page, "**/api/data?*", ignore=False)
+    page.get_by_role("button", name="Read the folder again").click()
+    said(page, "nothing can be marked as ignored")
+    page.get_by_role("button", name="Picture", exact=True).click()
+    assert page.get_by_label("ignored").count() == 0
+    assert page.locator("[name=class][value='1']").is_checked()
+
+
+def test_a_page_of_an_earlier_start(visit, app, data):
+    page = visit()
+    open_from_folder(page, "images/05.png")
+    said(page, "Correct it and save")
+    app.state.session.start = "another"
+    page.get_by_role("button", name="Save mask").click()
+    said(page, "the server was started again; reload the page")
+    assert not (data / "masks" / "05.png").exists()
+    with page.expect_download():
+        page.get_by_role("button", name="Mask (PNG)").click()
+
+
+def test_a_refinement_that_breaks_off(visit):
+    page = visit()
+    open_from_folder(page, "images/05.png")
+    said(page, "Correct it and save")
+    page.route("**/api/refine*", lambda route: route.fulfill(status=404))
+    page.get_by_role("button", name="Refine").click()
+    said(page, "This broke off; try again.")
+
+
 def test_single_keys_can_be_switched_off(visit, tmp_path):
     page = visit()
     open_from_folder(page, "images/02.png")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import numpy as np
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -23,14 +23,16 @@ from semanticgan.web import answers, pictures
 from semanticgan.web.folder import DataFolder, UnknownError
 from semanticgan.web.guard import Guard
 from semanticgan.web.jobs import FullError
-from semanticgan.web.session import Session, TooLateError, class_ids, events, upload
+from semanticgan.web.session import RestartedError, Session, TooLateError, class_ids, events, upload
 
 STATIC = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/app.js": ("app.js", "text/javascript; charset=utf-8"),
     "/server.js": ("server.js", "text/javascript; charset=utf-8"),
     "/samples.js": ("samples.js", "text/javascript; charset=utf-8"),
+    "/folder.js": ("folder.js", "text/javascript; charset=utf-8"),
     "/editor.js": ("editor.js", "text/javascript; charset=utf-8"),
+    "/takeaway.js": ("takeaway.js", "text/javascript; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
 }
 
@@ -66,6 +68,15 @@ def _session(request: Request) -> Session:
     return request.app.state.session
 
 
+async def _same_start(request: Request) -> None:
+    """Raises RestartedError for a page of an earlier start: its images may be those of another folder."""
+    if request.headers.get("x-start") != _session(request).start:
+        raise RestartedError
+
+
+SAME_START = [Depends(_same_start)]
+
+
 def _add_errors(app: FastAPI) -> None:
     """What went wrong as {"error": text} and a status of 4xx, or 503 where the page may try again."""
 
@@ -80,7 +91,8 @@ def _add_errors(app: FastAPI) -> None:
     add(UnknownError, 404)
     add(pictures.TooLargeError, 413)
     add(TooLateError, 408, "the file did not come to its end in time; try again")
-    add(FullError, 503, "too much is waiting already; try again in a moment", {"Retry-After": "2"})
+    add(FullError, 503, headers={"Retry-After": "2"})
+    add(RestartedError, 409, "the server was started again; reload the page")
     add(RequestValidationError, 422, "the request's parameters are not as expected")
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
@@ -98,11 +110,11 @@ def _add_page(app: FastAPI) -> None:
     @app.get("/api/about")
     async def about(request: Request) -> dict[str, Any]:
         session = _session(request)
-        out = answers.about(session.model, session.name)
+        out = {**answers.about(session.model, session.name), "start": session.start}
         if session.data is not None:
             root = str(session.data.root)
             command = f"semanticgan train --data {shlex.quote(root)} --from {shlex.quote(session.name)} --out NEW_RUN"
-            out["data"] = {"root": root, "ignore": session.data.labels.coding == "index", "train": command}
+            out["data"] = {"root": root, "ignore": session.data.ignores, "train": command}
         return out
 
     @app.get("/api/samples")
@@ -127,10 +139,10 @@ def _fixed(content: bytes, kind: str) -> Callable[[], Any]:
 
 
 def _add_pictures(app: FastAPI) -> None:
-    @app.post("/api/pictures")
+    @app.post("/api/pictures", dependencies=SAME_START)
     async def add_picture(request: Request, name: Name = "picture", page: Page = "") -> dict[str, Any]:
         session = _session(request)
-        async with upload(session, request) as path:
+        async with upload(session, request, session.picture_door) as path:
             picture = await session.read(pictures.open_picture, path, name, session.channels)
         return await session.first_answer(picture, page)
 
@@ -148,7 +160,7 @@ def _add_pictures(app: FastAPI) -> None:
 
     @app.post("/api/mask.png")
     async def mask_file(request: Request, width: Side, height: Side, name: Name = "mask") -> Response:
-        """The class ids that the page holds as a PNG to take away."""
+        """The class ids that the page holds as a PNG to take away; of an earlier start too, so that work is not lost."""
         session = _session(request)
         label = await class_ids(session, request, width, height)
         content = await session.read(pictures.label_png, label, session.model.labels)
@@ -181,11 +193,11 @@ def _add_folder(app: FastAPI) -> None:
         content, kind = await session.read(session.folder.whole, image)
         return Response(content, media_type=kind)
 
-    @app.post("/api/data/open")
+    @app.post("/api/data/open", dependencies=SAME_START)
     async def open_image(request: Request, image: Name, page: Page = "") -> dict[str, Any]:
         session = _session(request)
-        picture = await session.read(session.folder.picture, image)
-        return {**await session.first_answer(picture, page), "labeled": image in session.folder.labeled}
+        picture, labeled = await session.read(session.folder.open, image)
+        return {**await session.first_answer(picture, page), "labeled": labeled, "ignore": session.folder.ignores}
 
     @app.get("/api/data/mask")
     async def mask(request: Request, image: Name) -> Response:
@@ -197,12 +209,17 @@ def _add_folder(app: FastAPI) -> None:
         headers = {"Content-Encoding": "gzip", "X-Width": str(width), "X-Height": str(height)}
         return Response(content, media_type="application/octet-stream", headers=headers)
 
-    @app.put("/api/data/mask")
+    @app.put("/api/data/mask", dependencies=SAME_START)
     async def save(request: Request, image: Name, width: Side, height: Side) -> dict[str, Any]:
         session = _session(request)
         session.folder.path(image)
         label = await class_ids(session, request, width, height)
         return await session.read(session.folder.save, image, label)
+
+    @app.get("/api/data/following")
+    async def following(request: Request, image: Name = "") -> dict[str, str | None]:
+        session = _session(request)
+        return {"name": await session.read(session.folder.following, image)}
 
     @app.get("/api/next")
     async def next_images(request: Request, num: Annotated[int, Query(ge=1, le=50)] = 10, page: Page = "") -> Response:

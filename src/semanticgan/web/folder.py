@@ -2,27 +2,30 @@
 
 import gzip
 import hashlib
+import itertools
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from semanticgan.data.coding import coding_of, count_values
-from semanticgan.data.dataset import read_mask
+from semanticgan.data.dataset import BROKEN, read_mask
 from semanticgan.data.sources import find_root, has_mask, list_images, mask_path, sharing_a_mask
 from semanticgan.errors import UserError
 from semanticgan.files import replacing
-from semanticgan.labels import IGNORE_INDEX, LabelSpec
-from semanticgan.visuals import save_label_png, save_png
+from semanticgan.labels import IGNORE_COLOUR, IGNORE_INDEX, LabelSpec, default_colour
+from semanticgan.visuals import save_png
 from semanticgan.web import pictures
 
 KEPT = ".kept"  # folder of old masks beside the new: hidden, so that no one takes them for masks
+KEPT_BYTES = 240  # of a name there, without its number: file systems allow 255
 
 
 class UnknownError(UserError):
@@ -44,31 +47,50 @@ class DataFolder:
         self.names: list[str] = []
         self._known: set[str] = set()
         self.labeled: set[str] = set()
+        self.labels = labels
+        self._decided = False  # whether the masks show what their values mean
+        self._with_class: str | None = None  # an image whose mask shows a class: the one to ask first
         self._shared: dict[str, str] = {}  # images that have one mask with another -> what is wrong with that
+        self._palette: bytes | None = None  # of new masks; unknown before the first is saved
         self.reload()
-        coding = coding_of(self._counts())
-        self._shows_classes = coding == "index"
-        self.labels = labels.model_copy(update={"coding": coding or "index"})
-        if self.labels.coding == "binary" and labels.num_classes > 2:
-            raise UserError(
-                f"{self.root}: got masks of 0 and 255 alone, expected class ids of the {labels.num_classes} classes of the model"
-            )
 
     def reload(self) -> None:
-        """Read again what is there. Raises UserError for a folder without images."""
+        """Read again what is there, and what the masks' values mean.
+
+        Raises UserError for a folder without images, and for masks of 0 and 255 alone where the model has more classes; then
+        all stays as it was.
+        """
         names = [name for name in list_images(self.root, str(self.root)) if _can_be_labeled(self.root, name)]
         if not names:
             raise UserError(f"{self.root}: no images below a folder called images; put them there, as docs/data.md says")
         shared = {name: problem for *both, problem in sharing_a_mask(self.root, names) for name in both}
         with self._lock:  # a mask that is being saved must not be missed
+            self._look_at_masks(names)
             self.names, self._known, self._shared = names, set(names), shared
-            self.labeled = {name for name in names if has_mask(self.root, name)}
 
-    def _counts(self) -> Iterator[np.ndarray]:
-        """How often each value occurs, of every mask that can be read."""
-        for name in sorted(self.labeled):
+    def _look_at_masks(self, names: Iterable[str]) -> None:
+        """Of these images. Under the lock, as whatever changes what is known of the masks."""
+        labeled = {name for name in names if has_mask(self.root, name)}
+        coding = coding_of(self._counts(labeled))
+        if coding == "binary" and self.labels.num_classes > 2:
+            expected = f"class ids of the {self.labels.num_classes} classes of the model"
+            raise UserError(f"{self.root}: got masks of 0 and 255 alone, expected {expected}")
+        self.labels = self.labels.model_copy(update={"coding": coding or "index"})
+        self.labeled, self._decided, self._palette = labeled, coding is not None, None
+
+    def _counts(self, names: Iterable[str]) -> Iterator[np.ndarray]:
+        """How often each value occurs, of every mask that can be read; one that shows a class comes first if one is known."""
+        for name in sorted(names, key=lambda name: (name != self._with_class, name)):
             with suppress(UserError):
-                yield count_values(mask_path(self.root / name))
+                count = count_values(mask_path(self.root / name))
+                if count[1:IGNORE_INDEX].any():
+                    self._with_class = name
+                yield count
+
+    @property
+    def ignores(self) -> bool:
+        """Whether its masks can hold pixels to be ignored."""
+        return self.labels.coding == "index"
 
     def path(self, name: str) -> Path:
         """Raises UnknownError unless `name` is one of the folder's images."""
@@ -76,18 +98,42 @@ class DataFolder:
             raise UnknownError("no such image in the folder; reload the page")
         return self.root / name
 
+    def require_place(self, name: str) -> None:
+        """Raises UserError for an image that has its mask with another, or whose mask is a link to nothing."""
+        mask = mask_path(self.root / name)
+        problem = self._shared.get(name)
+        if mask.is_symlink() and not mask.exists():
+            problem = f"{mask}: link to a mask that is not there; fetch it, or remove the link"
+        if problem:
+            raise UserError(problem.replace(str(self.root) + os.sep, ""))
+
     def listing(self, which: str, start: int, count: int) -> dict[str, Any]:
         """A part of the images, `which` of all, labeled, unlabeled."""
         chosen = [n for n in self.names if which == "all" or (n in self.labeled) == (which == "labeled")]
         return {
             "total": len(self.names),
             "labeled": len(self.labeled),
+            "ignore": self.ignores,
             "found": len(chosen),
             "images": [{"name": n, "labeled": n in self.labeled} for n in chosen[start : start + count]],
         }
 
-    def picture(self, name: str) -> pictures.Opened:
-        return pictures.open_picture(self.path(name), name, self.channels)
+    def open(self, name: str) -> tuple[pictures.Opened, bool]:
+        """The image, and whether it has a mask by now. Raises UserError where no mask could be saved, as `require_place`."""
+        path = self.path(name)
+        self.require_place(name)
+        picture, labeled = pictures.open_picture(path, name, self.channels), self.has_mask(name)
+        if labeled and not self._decided:
+            with self._lock:
+                self._look_at_masks(self.names)
+        return picture, labeled
+
+    def has_mask(self, name: str) -> bool:
+        """Whether an image has a mask by now: not only the page writes and removes them."""
+        with self._lock:
+            there = has_mask(self.root, name)
+            (self.labeled.add if there else self.labeled.discard)(name)
+        return there
 
     def whole(self, name: str) -> tuple[bytes, str]:
         """The image at its own size as a file that any browser shows, and its media type."""
@@ -115,46 +161,86 @@ class DataFolder:
     def save(self, name: str, label: UInt8[np.ndarray, "h w"]) -> dict[str, Any]:
         """Write a mask beside its image, whole or not at all; one that is there is kept under a number first.
 
-        Raises UserError for class ids that the folder's masks cannot hold, for another size than the image's, and for an image
-        that has its mask with another.
+        Raises UserError for class ids that the folder's masks cannot hold, for another size than the image's, and as
+        `require_place`.
         """
         path = self.path(name)
-        if name in self._shared:
-            raise UserError(self._shared[name].replace(str(self.root) + os.sep, ""))
+        self.require_place(name)
         size = pictures.read(path, name, self.channels, at_least=16).size
         if size != (label.shape[1], label.shape[0]):
             raise UserError(f"{name}: got a mask of {label.shape[1]} x {label.shape[0]}, expected {size[0]} x {size[1]}")
-        binary = self.labels.coding == "binary"
-        good = (label < self.labels.num_classes) | ((label == IGNORE_INDEX) & (not binary))
-        if not good.all():
-            also = "; masks of 0 and 255 have no ignored pixels" if binary else ", or 255"
-            raise UserError(f"{name}: got class id {int(label[~good][0])}, expected 0 to {self.labels.num_classes - 1}{also}")
-        shows_classes = bool(((label > 0) & (label < IGNORE_INDEX)).any())
-        if not (binary or shows_classes or self._shows_classes) and (label == IGNORE_INDEX).any():
-            raise UserError(
-                f"{name}: got ignored pixels before any mask of the folder shows a class, which would be read as two classes; "
-                "save one with a class first"
-            )
         target = mask_path(path)
         with self._lock:
+            if not self._decided:
+                self._look_at_masks(self.names)  # somebody else may have written the first one
+            self._require_readable(name, label)
             kept = keep(target) if target.is_file() else None
-            if binary:
-                save_png(target, (label * 255)[:, :, None])
+            if self.ignores:
+                self._write(target, label)
             else:
-                save_label_png(target, label, self.labels)
+                save_png(target, (label * 255)[:, :, None])
             self.labeled.add(name)
-            self._shows_classes = self._shows_classes or shows_classes
+            if _shows_class(label):
+                self._decided, self._with_class = True, name
         shown = [os.path.relpath(p, self.root) if p else None for p in (target, kept)]
         return {"mask": shown[0], "kept": shown[1], "labeled": len(self.labeled), "total": len(self.names)}
 
+    def _require_readable(self, name: str, label: UInt8[np.ndarray, "h w"]) -> None:
+        """Raises UserError where a mask, beside the others, would be read as another than it is."""
+        good = (label < self.labels.num_classes) | ((label == IGNORE_INDEX) & self.ignores)
+        if not good.all():
+            also = ", or 255" if self.ignores else "; masks of 0 and 255 have no ignored pixels"
+            raise UserError(f"{name}: got class id {int(label[~good][0])}, expected 0 to {self.labels.num_classes - 1}{also}")
+        if not self.ignores or _shows_class(label):
+            return
+        count = np.bincount(label.reshape(-1), minlength=256)
+        if coding_of(itertools.chain([count], self._counts(self.labeled - {name}))) == "binary":
+            raise UserError(
+                f"{name}: with this mask the folder's would hold background and ignored pixels alone, which would be read as two "
+                "classes; save one with a class first"
+            )
+
+    def _write(self, target: Path, label: UInt8[np.ndarray, "h w"]) -> None:
+        """Class ids with colours that mean no other class in the masks that are there, else as grey levels."""
+        if self._palette is None:
+            self._palette = palette_beside(self.labels, (mask_path(self.root / name) for name in sorted(self.labeled)))
+        image = Image.fromarray(label)
+        if self._palette:
+            image.putpalette(self._palette)
+        with replacing(target) as temporary:
+            image.save(temporary, "PNG", compress_level=1)
+
     def drawn(self, labeled: bool, most: int) -> list[str]:
-        """Up to `most` labelled or unlabelled images, the same ones again while they last."""
+        """Up to `most` labelled or unlabelled images that can be opened, the same ones again while they last."""
         chosen = [name for name in self.names if (name in self.labeled) == labeled]
-        return sorted(chosen, key=lambda name: hashlib.sha256(name.encode()).digest())[:most]
+        chosen.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
+        good = (name for name in chosen if self.has_mask(name) == labeled and self._can_be_opened(name))
+        return list(itertools.islice(good, most))
+
+    def following(self, name: str) -> str | None:
+        """The next image without a mask, in the folder's order and round its end; None if there is no other."""
+        names = self.names
+        start = names.index(name) + 1 if name in names else 0
+        others = (other for other in names[start:] + names[:start] if other != name and other not in self.labeled)
+        return next((other for other in others if not self.has_mask(other) and self._can_be_opened(other)), None)
+
+    def _can_be_opened(self, name: str) -> bool:
+        """As far as can be told without decoding it."""
+        try:
+            pictures.require_pixels(self.path(name), name)
+            self.require_place(name)
+        except UserError:
+            return False
+        return (self.root / name).is_file()
+
+
+def _shows_class(label: UInt8[np.ndarray, "h w"]) -> bool:
+    """Whether the class ids show that they are class ids, as 1 and above do."""
+    return bool(((label > 0) & (label < IGNORE_INDEX)).any())
 
 
 def keep(mask: Path) -> Path:
-    """Give a mask file a second name, `.kept/NAME.1.png` or the first free number; never over a file.
+    """Give a mask file a second name, `.kept/NAME.1.png` or the first free number; never over a file. Of a link, a copy.
 
     Raises UserError where that cannot be.
     """
@@ -165,20 +251,48 @@ def keep(mask: Path) -> Path:
         raise UserError(
             f"{folder}: cannot be made ({error.strerror}), so the mask stays as it is; make the folder writable"
         ) from None
-    number = 1
+    short = os.fsencode(mask.stem)[:KEPT_BYTES].decode(errors="ignore")
+    number = 0
     while True:
-        place = folder / f"{mask.stem}.{number}.png"
-        try:
-            os.link(mask, place)
-            return place
-        except FileExistsError:
-            number += 1
-        except OSError:  # a file system without links
-            if not place.exists():
-                with replacing(place) as temporary:
-                    shutil.copyfile(mask, temporary)
+        number += 1
+        place = folder / f"{short}.{number}.png"
+        with suppress(OSError):  # a file system without links
+            if not mask.is_symlink():  # a second name for the link would lead elsewhere from its folder
+                os.link(mask, place)
                 return place
-            number += 1
+        if not os.path.lexists(place):
+            with replacing(place) as temporary:
+                shutil.copyfile(mask, temporary)
+            return place
+
+
+def palette_beside(labels: LabelSpec, masks: Iterable[Path]) -> bytes:
+    """A palette in which no colour is one of another class in these masks: the model's, or that of the first of them.
+
+    Empty where neither will do. Pixels to be ignored have a colour of their own.
+    """
+    found = dict.fromkeys(colours for mask in masks if (colours := _colours(mask, labels.num_classes)))
+    for chosen in (labels.palette, *list(found)[:1]):
+        if len(chosen) == labels.num_classes and all(_agree(chosen, other) for other in (chosen, *found)):
+            used = set(chosen).union(*found)
+            ignored = next(c for c in (IGNORE_COLOUR, *map(default_colour, range(256))) if c not in used)
+            return labels.model_copy(update={"palette": chosen}).palette_bytes(ignored)
+    return b""
+
+
+def _colours(mask: Path, most: int) -> tuple[tuple[int, ...], ...]:
+    """Of a palette mask's first ids; none of any other."""
+    try:
+        with Image.open(mask) as image:
+            palette = (image.getpalette("RGB") or []) if image.mode == "P" else []
+    except BROKEN:
+        return ()
+    return tuple(tuple(palette[3 * k : 3 * k + 3]) for k in range(min(most, len(palette) // 3)))
+
+
+def _agree(one: Sequence[tuple[int, ...]], other: Sequence[tuple[int, ...]]) -> bool:
+    """Whether no colour has two ids."""
+    return all(j == k for j, colour in enumerate(one) for k, also in enumerate(other) if colour == also)
 
 
 def _can_be_labeled(root: Path, name: str) -> bool:

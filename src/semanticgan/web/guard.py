@@ -55,7 +55,8 @@ def refusal(path: str, headers: list[tuple[bytes, str]]) -> tuple[int, str] | No
     """Status and reason, or None for a request that may pass."""
     hosts = [value for name, value in headers if name == b"host"]
     host = hosts[0].lower() if len(hosts) == 1 else ""
-    if host.rpartition(":")[0] not in HERE and host not in HERE:  # any port: it may be forwarded
+    name, _, port = host.rpartition(":")
+    if host not in HERE and not (name in HERE and port.isascii() and port.isdigit()):  # any port: it may be forwarded
         return 403, "expected a request to 127.0.0.1 or localhost"
     values = dict(headers)
     if b"origin" in values and values[b"origin"].lower() != f"http://{host}":

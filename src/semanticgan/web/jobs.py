@@ -16,6 +16,9 @@ TOGETHER = 8  # quick jobs of one kind that are computed at once; the networks' 
 class FullError(Exception):
     """Too many jobs wait already."""
 
+    def __init__(self) -> None:
+        super().__init__("too much is waiting already; try again in a moment")
+
 
 class GoneError(Exception):
     """Whoever asked for it has left."""

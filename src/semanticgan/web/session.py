@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,17 @@ class TooLateError(Exception):
     """An upload that did not come to its end in time."""
 
 
+class RestartedError(Exception):
+    """A page that was opened before the server was started again, perhaps for another folder or model."""
+
+
+class Door:
+    """Where uploads come in: few at once, the others wait."""
+
+    def __init__(self) -> None:
+        self.places, self.waiting = asyncio.Semaphore(UPLOADS), 0
+
+
 class Session:
     """What one running server holds."""
 
@@ -44,7 +56,8 @@ class Session:
         self.looks: dict[str, Look] = {}
         self.place = tempfile.TemporaryDirectory(prefix="semanticgan-")
         self.readers = ThreadPoolExecutor(READERS, "files")
-        self.doors, self.at_the_door = asyncio.Semaphore(UPLOADS), 0
+        self.picture_door, self.mask_door = Door(), Door()  # pictures on a slow line must not hold up a mask
+        self.start = secrets.token_urlsafe(12)  # known to the pages that were opened since
 
     def close(self) -> None:
         self.worker.close()
@@ -66,7 +79,7 @@ class Session:
         """Raises UnknownError for a picture that is no longer open."""
         found = self.pictures.get(key)
         if found is None:
-            raise UnknownError("this picture is no longer open; drop it again")
+            raise UnknownError("this picture is no longer open; drop it again, or open it again in the folder")
         return found
 
     async def first_answer(self, picture: pictures.Opened, page: str) -> dict[str, Any]:
@@ -97,7 +110,7 @@ class Session:
                 if isinstance(found, Look):
                     self.looks[name] = found
                 job.tell("progress", {"done": done, "total": len(missing)})
-        looks = {name: self.looks[name] for name in free if name in self.looks}
+        looks = {name: self.looks[name] for name in free if name in self.looks and not folder.has_mask(name)}
         near = [self.looks[name] for name in known if name in self.looks]
         images = [{"name": p.image, "uncertainty": p.uncertainty, "distance": p.distance} for p in propose(looks, num, near)]
         job.tell("proposals", {"images": images, "of": len(looks)})
@@ -107,16 +120,16 @@ class Session:
 
 
 @asynccontextmanager
-async def upload(session: Session, request: Request) -> AsyncIterator[Path]:
+async def upload(session: Session, request: Request, door: Door) -> AsyncIterator[Path]:
     """The request's body as a file that is gone afterwards; few at once, the size counted as it comes.
 
     Raises FullError when too many wait, TooLargeError, TooLateError.
     """
-    if session.at_the_door >= WAITING:
+    if door.waiting >= WAITING:
         raise FullError
-    session.at_the_door += 1
+    door.waiting += 1
     try:
-        async with session.doors:
+        async with door.places:
             with tempfile.NamedTemporaryFile(dir=session.place.name) as file:
                 try:
                     await asyncio.wait_for(_receive(request, file.write), UPLOAD_SECONDS)
@@ -125,7 +138,7 @@ async def upload(session: Session, request: Request) -> AsyncIterator[Path]:
                 file.flush()
                 yield Path(file.name)
     finally:
-        session.at_the_door -= 1
+        door.waiting -= 1
 
 
 async def _receive(request: Request, write: Callable[[bytes], Any]) -> None:
@@ -141,7 +154,7 @@ async def class_ids(session: Session, request: Request, width: int, height: int)
     """A body of one byte a pixel as [H, W]. Raises UserError for another length."""
     if width * height > pictures.MAX_PIXELS:
         raise pictures.TooLargeError(f"got {width} x {height}, expected at most {pictures.MAX_PIXELS // 10**6} million pixels")
-    async with upload(session, request) as path:
+    async with upload(session, request, session.mask_door) as path:
         content = await session.read(path.read_bytes)
     if len(content) != width * height:
         raise UserError(f"got {len(content)} bytes, expected {width} x {height}, one a pixel")
@@ -149,7 +162,10 @@ async def class_ids(session: Session, request: Request, width: int, height: int)
 
 
 def events(session: Session, request: Request, page: str, work: Callable[[Long], None]) -> StreamingResponse:
-    """A long job's events as they come (server-sent events); the job stops when the client leaves."""
+    """A long job's events as they come (server-sent events); the job stops when the client leaves.
+
+    Where too many wait that is an event too: a page cannot read why events are refused.
+    """
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
@@ -157,7 +173,10 @@ def events(session: Session, request: Request, page: str, work: Callable[[Long],
         if kind not in ("step", "progress") or queue.qsize() < EVENTS:
             queue.put_nowait((kind, content))
 
-    job = session.worker.long(work, lambda kind, content: _soon(loop, put, kind, content), page)
+    try:
+        job = session.worker.long(work, lambda kind, content: _soon(loop, put, kind, content), page)
+    except FullError as error:
+        return StreamingResponse(iter([_event("failed", str(error))]), media_type="text/event-stream")
 
     async def stream() -> AsyncIterator[str]:
         try:

@@ -143,6 +143,7 @@ export class Editor {
   // ---------------------------------------------------------------- drawing
 
   begin(p) {
+    this.end()
     this.preview = null
     this.stroke = { before: this.label.slice(), box: [this.width, this.height, 0, 0], last: p }
     if (this.tool === 'fill') { this.fill(Math.floor(p.x), Math.floor(p.y)); this.end() } else this.line(p, p)
@@ -155,6 +156,13 @@ export class Editor {
     const { before, box: [x0, y0, x1, y1] } = this.stroke
     this.stroke = null
     if (x1 > x0 && y1 > y0) { this.remember(before, x0, y0, x1, y1); this.changed() }
+  }
+
+  // Ends a stroke that goes on; until the pointer is lifted its moves do nothing.
+  finish() {
+    if (!this.stroke) return
+    this.end()
+    this.pointers.clear()
   }
 
   cancel() {
@@ -174,12 +182,17 @@ export class Editor {
 
   stamp(cx, cy, radius, value, box) {
     const { width, height, label } = this
+    if (radius < 1) {  // the pixel that the point lies in
+      const x = Math.floor(cx), y = Math.floor(cy)
+      if (x < 0 || y < 0 || x >= width || y >= height) return
+      label[y * width + x] = value
+      grow(box, x, y, x + 1, y + 1)
+      return
+    }
     const y0 = Math.max(0, Math.floor(cy - radius)), y1 = Math.min(height - 1, Math.floor(cy + radius))
     for (let y = y0; y <= y1; y++) {
-      const dy = Math.max(0, Math.abs(y + 0.5 - cy) - (radius < 1 ? 0.5 : 0))
-      const reach = Math.sqrt(Math.max(0, radius * radius - dy * dy))
-      let x0 = Math.max(0, Math.ceil(cx - reach - 0.5)), x1 = Math.min(width - 1, Math.floor(cx + reach - 0.5))
-      if (radius < 1) { x0 = Math.max(0, Math.floor(cx)); x1 = Math.min(width - 1, x0) }
+      const reach = Math.sqrt(Math.max(0, radius * radius - (y + 0.5 - cy) ** 2))
+      const x0 = Math.max(0, Math.ceil(cx - reach - 0.5)), x1 = Math.min(width - 1, Math.floor(cx + reach - 0.5))
       if (x1 < x0) continue
       label.fill(value, y * width + x0, y * width + x1 + 1)
       grow(box, x0, y, x1 + 1, y + 1)
@@ -224,7 +237,8 @@ export class Editor {
     this.undos.push(this.patch(before, x0, y0, x1, y1))
     this.redos = []
     let bytes = this.undos.reduce((sum, p) => sum + p.values.length, 0)
-    while (this.undos.length > 1 && (this.undos.length > UNDO_STEPS || bytes > UNDO_BYTES)) bytes -= this.undos.shift().values.length
+    const full = () => this.undos.length > UNDO_STEPS || bytes > UNDO_BYTES
+    while (this.undos.length > 1 && full()) bytes -= this.undos.shift().values.length
   }
 
   patch(label, x0, y0, x1, y1) {
@@ -233,9 +247,9 @@ export class Editor {
     return { values, x0, y0, x1, y1 }
   }
 
-  undo() { this.swap(this.undos, this.redos) }
+  undo() { this.finish(); this.swap(this.undos, this.redos) }
 
-  redo() { this.swap(this.redos, this.undos) }
+  redo() { this.finish(); this.swap(this.redos, this.undos) }
 
   swap(from, to) {
     const p = from.pop()
@@ -311,16 +325,18 @@ export class Editor {
     event.preventDefault()
     this.cursor = this.cursor || { x: this.width / 2, y: this.height / 2 }
     if (event.key === ' ') {
-      if (this.tool !== 'move') { this.begin(this.cursor); this.end() }
+      if (this.tool !== 'move') { this.finish(); this.begin(this.cursor); this.end() }
       return
     }
-    const [dx, dy] = moves[event.key], far = (event.shiftKey ? 10 : 1) * Math.max(1, Math.round(4 / this.scale))  // 4 pixels of the screen
+    const [dx, dy] = moves[event.key]
+    const far = (event.shiftKey ? 10 : 1) * Math.max(1, Math.round(4 / this.scale))  // 4 pixels of the screen
     if (this.tool === 'move') { this.pan(-dx * 20, -dy * 20); return }
     this.cursor = {
       x: Math.min(this.width - 0.5, Math.max(0.5, this.cursor.x + dx * far)),
       y: Math.min(this.height - 0.5, Math.max(0.5, this.cursor.y + dy * far)),
     }
-    const box = this.canvas.getBoundingClientRect(), x = this.x + this.cursor.x * this.scale, y = this.y + this.cursor.y * this.scale
+    const box = this.canvas.getBoundingClientRect()
+    const x = this.x + this.cursor.x * this.scale, y = this.y + this.cursor.y * this.scale
     this.pan(Math.max(0, -x) - Math.max(0, x - box.width), Math.max(0, -y) - Math.max(0, y - box.height))  // it stays in view
     this.draw()
   }

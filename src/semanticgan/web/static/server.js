@@ -2,14 +2,17 @@
 
 export const $ = id => document.getElementById(id)
 export const MAX_BYTES = 64 * 2 ** 20
+let start = '' // of the server: what was opened before it was started again is not for this one
 const page = Array.from(crypto.getRandomValues(new Uint8Array(9)), v => v.toString(36)).join('')
 
 export function address(path, query = {}) {
   return `${path}?${new URLSearchParams({ ...query, page })}`
 }
 
+export function begun(token) { start = token }
+
 export async function ask(path, query, options = {}) {
-  const response = await fetch(address(path, query), options)
+  const response = await fetch(address(path, query), { ...options, headers: { 'X-Start': start } })
   if (response.ok) return response
   const text = await response.json().then(found => found.error).catch(() => response.statusText)
   throw new Error(text || `the server answered ${response.status}`)
@@ -24,7 +27,11 @@ export function listen(path, query, handlers) {
   }
   source.addEventListener('failed', event => { finish(); say(JSON.parse(event.data), true) })
   source.addEventListener('end', finish)
-  source.onerror = () => { finish(); say('The server broke off. Is it still running? Too much may be waiting: try again.', true) }
+  source.onerror = () => {
+    finish()
+    ask('/api/about').then(() => 'This broke off; try again.', () => 'The server does not answer. Is it still running?')
+      .then(text => say(text, true))
+  }
   return { close: finish }
 }
 
