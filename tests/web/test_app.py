@@ -607,7 +607,8 @@ def student(visiting, data):
 
 def test_a_student_answers_without_reconstruction(student, picture):
     client, model = student
-    assert client.get("/api/about").json()["student"] is True
+    about = client.get("/api/about").json()
+    assert about["student"] is True and "--from t --out" in about["data"]["train"]  # its teacher
     found = client.post("/api/pictures", params={"name": "a.png"}, content=picture).json()
     wanted = model.segment([draw_scene(50, "a", 40)[0]], views=False)[0]
     assert (unrolled(found["answer"]["label"]) != wanted.label).mean() < 0.01  # bfloat16 in batches of another size

@@ -112,8 +112,9 @@ def _add_page(app: FastAPI) -> None:
         session = _session(request)
         out = {**answers.about(session.model, session.name), "start": session.start}
         if session.data is not None:
-            root = str(session.data.root)
-            command = f"semanticgan train --data {shlex.quote(root)} --from {shlex.quote(session.name)} --out NEW_RUN"
+            root, model = str(session.data.root), session.model
+            source = session.name if model.S is None else model.config.teacher  # a student is no start for a training
+            command = f"semanticgan train --data {shlex.quote(root)} --from {shlex.quote(source)} --out NEW_RUN" if source else ""
             out["data"] = {"root": root, "ignore": session.data.ignores, "train": command}
         return out
 

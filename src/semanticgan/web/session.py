@@ -92,7 +92,7 @@ class Session:
         return out
 
     def next_images(self, num: int, job: Long) -> None:
-        """Tell `progress`, then `proposals`: of a part of the folder, those whose label would teach most.
+        """Tell `progress`, then `proposals`: of a part of the folder, those to label next.
 
         Raises UserError for a model without an encoder, UnknownError without a folder.
         """

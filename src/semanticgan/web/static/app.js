@@ -384,6 +384,7 @@ const begin = tried(async () => {
   if (about.data) {
     document.querySelector('[data-view=folder]').hidden = false
     $('train').textContent = about.data.train
+    $('train').parentElement.hidden = !about.data.train
     view('folder')
   }
   say('Ready.')
