@@ -30,7 +30,7 @@ def find_inputs(arguments: Sequence[Path], out: Path) -> Inputs:
     Raises UserError when there is no image at all or `out` cannot be written.
     """
     require_writable(out, "--out")
-    if (out / "masks").is_dir() and not (out / "summary.json").is_file():
+    if (out / "masks").is_dir() and not (out / "overlays").is_dir():  # no masks of `segment`
         raise UserError(f"--out {out}: holds masks that `segment` did not write and would write over; name another folder")
     problems: dict[str, str] = {}
     found: dict[Path, int] = {}  # absolute path -> how many of its last parts name it relative to the argument

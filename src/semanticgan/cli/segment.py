@@ -140,8 +140,8 @@ def _write_result(
     labels: LabelSpec, item: Input, pixels: np.ndarray, label: np.ndarray, reconstruction: np.ndarray | None, out: Path
 ) -> None:
     file = f"{item.name}.png"
+    save_png(out / "overlays" / file, overlay(pixels, label, labels))  # first: by it `segment` knows its own masks
     save_label_png(out / "masks" / file, label, labels)
-    save_png(out / "overlays" / file, overlay(pixels, label, labels))
     if reconstruction is not None:
         save_png(out / "reconstructions" / file, reconstruction)
 
