@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from semanticgan.data import transforms
-from semanticgan.data.dataset import decide_labels, read_image, read_mask
+from semanticgan.data.coding import decide_labels
+from semanticgan.data.dataset import read_image, read_mask
 from semanticgan.data.sources import find_root, list_images, mask_path
 from semanticgan.data.zoom_out import zoom_out
 from semanticgan.errors import UserError

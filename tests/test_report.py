@@ -122,7 +122,7 @@ def test_a_run_whose_images_are_gone(finished, tmp_path):
 def test_an_evaluation_with_and_without_pictures(finished, scenes, tmp_path):
     path = tmp_path / "scores.json"
     content = json.loads((finished / "validation.json").read_text())
-    path.write_text(json.dumps({"model": "owner/name", "list": EVIL, "steps": 0, "views": True, "zoom": False, **content}))
+    path.write_text(json.dumps({"model": "owner/name", "list": EVIL, "steps": 0, "views": False, "zoom": False, **content}))
     page = read(write_report(path))
     assert "semanticgan report" in page.text and "evaluate owner/name --data DATA" in page.text and not page.sources
     page = read(write_report(path, tmp_path / "r.html", str(finished), scenes))
