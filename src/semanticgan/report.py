@@ -34,6 +34,7 @@ POINTS = 300  # of a curve
 ENOUGH = 10  # images, to say whether the distance warns
 APART = 0.05  # IoU: by how much drawn cases may miss their scores on average, since processors round in their own ways
 QUALITY = 85  # of JPEGs
+CODINGS = {"index": "ignored", "binary": "class 1"}
 STATS_KNOWN = {"val_iou": "IoU on validation", "images_per_second": "images a second"}
 STATS_HIDDEN = {"stage", "kimg", "seconds", "best_val_iou"}
 STAGES = {"gan": "First stage: images with label maps (G, D_img, D_seg)", "encoder": "Second stage: the encoder (E)",
@@ -92,7 +93,8 @@ def evaluation_page(scores: Scores, path: Path, model: str | None, data: Path | 
     page = Page(f"Evaluation {path.stem}")
     page.text(_in_a_line(scores, "images"))
     settings = {"model": scores.model, "images": scores.list, "data": scores.data, "inversion steps": scores.steps,
-                "several views": scores.views, "second pass on a crop": scores.zoom}  # fmt: skip
+                "several views": scores.views, "second pass on a crop": scores.zoom,
+                "255 in the masks": CODINGS.get(scores.coding or "")}  # fmt: skip
     page.table((), [(name, _plain(value)) for name, value in settings.items() if value is not None])
     # A file from elsewhere may name a model, but not have one downloaded.
     recorded = scores.model if scores.model and Path(scores.model).is_dir() else None
