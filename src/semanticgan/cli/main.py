@@ -86,7 +86,8 @@ ImageList = Annotated[str, typer.Option("--list", metavar="X", help=LIST.removes
 Sheet = Annotated[Path | None, typer.Option(metavar="FILE", help="Where the contact sheet goes; default contact_sheet.png.")]
 
 Preset = Annotated[str | None, typer.Option(metavar="NAME", help=PRESETS)]
-From = Annotated[str | None, typer.Option("--from", metavar="RUN_OR_MODEL", help="Start G, D and E from these.")]
+FROM = "Start G, D and E from these; a run also gives its settings, unless --preset does, and its --val."
+From = Annotated[str | None, typer.Option("--from", metavar="RUN_OR_MODEL", help=FROM)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 
 ImagesOrDirs = Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_DIR", help="Images, or folders.", show_default=False)]
