@@ -259,12 +259,10 @@ def _add_scores(page: Page, scores: Scores, what: str) -> None:
     page.heading("Scores")
     page.text(f"Per image at the mask's own size, then the mean over those of the {scores.num_images} {what} that show the class "
               f"in mask or prediction; in brackets 95 % intervals (bootstrap over images, from {FEWEST} on).")  # fmt: skip
-    rows = [
-        (name, _cell(*scores.of(f"iou:{name}")), _cell(*scores.of(f"dice:{name}")), scores.images_with(name))
-        for name in scores.mean.iou
-    ]
-    rows.append(("mean over classes", _cell(*scores.of("miou")), "", scores.images_with()))
-    rows.append(("share of right pixels", _cell(*scores.of("accuracy")), "", scores.images_with()))
+    rows = [(name, *(_cell(*scores.of(f"{of}:{name}")) for of in ("iou", "dice")), scores.images_with(name))
+            for name in scores.mean.iou]  # fmt: skip
+    means = (("mean over classes", "miou"), ("share of right pixels", "accuracy"))
+    rows += [(title, _cell(*scores.of(name)), "", scores.images_with()) for title, name in means]
     page.table(("", "IoU", "Dice", "images"), rows)
 
 

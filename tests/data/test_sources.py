@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from semanticgan.data.sources import draw_validation, find_sources, list_images, mask_path, passed_over, stray_masks
+from semanticgan.data.sources import Sources, draw_validation, find_sources, list_images, mask_path, passed_over, stray_masks
 from semanticgan.errors import UserError
 
 
@@ -168,6 +168,20 @@ def test_whole_folders_are_drawn_where_there_are_ten():
     assert not {*large} & {*draw_validation([*volumes, *large])}
     few = [name for name in volumes if name < "images/09"]
     assert len({name.split("/")[1] for name in draw_validation(few)}) > 1
+
+
+def test_validation_images_of_a_run_stay_held_out_and_grow_with_the_labels(tmp_path):
+    root = fill(tmp_path / "data", labeled=30)
+    names = [f"images/a{k:02}.jpg" for k in range(30)]
+    before = Sources(root, tuple(names[2:20]), (), tuple(names[:2]), ())
+    sources = find_sources(root, before=before)
+    assert {*names[:2]} < {*sources.val} and len(sources.val) == 3 and not {*sources.val} & {*before.labeled}
+    assert {*sources.labeled} == {*names} - {*sources.val} and not {*sources.val} & {*sources.unlabeled}
+    assert find_sources(root, val=[write_list(root / "v.txt", names[9])], before=before).val == (names[9],)
+    chosen = find_sources(root, labeled=[write_list(root / "l.txt", *names[4:9])], before=before)
+    assert chosen.val == tuple(names[:2]) and chosen.labeled == tuple(names[4:9])
+    elsewhere = fill(tmp_path / "elsewhere", labeled=12)
+    assert len(find_sources(elsewhere, before=Sources(root, (), (), ("images/x.jpg",), ())).val) == 2
 
 
 def test_held_out_images_beside_training_images_of_their_folder_are_told(tmp_path):

@@ -229,11 +229,44 @@ def _by_hash(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
 
 
-def find_sources(root: Path, labeled: Sequence[str] = (), unlabeled: Sequence[str] = (), val: Sequence[str] = ()) -> Sources:
+def _hold_out(root: Path, labeled: Sequence[str], before: Sources | None) -> tuple[tuple[str, ...], list[str]]:
+    """Validation images, and what to say of them: those of the run before, and more of what it was not trained on if they are
+    less than a tenth by now; without one drawn from the labelled. Raises UserError for too few.
+    """
+    held = [image for image in before.val if has_mask(root, image)] if before else []
+    if before and held:
+        fresh = _by_hash(image for image in labeled if image not in {*held, *before.labeled})
+        drawn = tuple(sorted([*held, *fresh[: max(0, round(len({*labeled, *held}) / 10) - len(held))]]))
+        notes = [f"validation: {len(drawn)} images, {len(held)} of them those of the run before; none that it was trained on"]
+    elif len(labeled) < 3:
+        raise UserError(
+            f"{root}: got {len(labeled)} labelled images, expected at least 3, as two are held out; add some or give --val"
+        )
+    else:
+        drawn = draw_validation(labeled)
+        notes = [f"validation: no --val, so {len(drawn)} of {len(labeled)} labelled images are held out: {_some(drawn)}"]
+    folders = {os.path.dirname(image) for image in (*labeled, *drawn)}
+    both = {os.path.dirname(image) for image in drawn} & {os.path.dirname(image) for image in labeled if image not in {*drawn}}
+    if both and len(folders) > 1:
+        notes.append(
+            f"warning: {min(both)} has labelled images and images held out: if its images are of one patient or volume, "
+            "hold whole ones out with --val"
+        )
+    return drawn, notes
+
+
+def find_sources(
+    root: Path,
+    labeled: Sequence[str] = (),
+    unlabeled: Sequence[str] = (),
+    val: Sequence[str] = (),
+    before: Sources | None = None,  # of the run that this one goes on from
+) -> Sources:
     """Which images are labelled, unlabelled and for validation, from folders and lists (see `list_images`).
 
     Without `labeled`: every image with a mask; without `unlabeled`: every image not in `val`; without `val`: a tenth of
-    the labelled, at least two, which then leaves both other sets. Raises UserError with every problem.
+    the labelled, at least two, which then leaves both other sets: those of the run before, and others that it was not trained
+    on. Raises UserError with every problem.
     """
     root = find_root(root)
     val_images = _gather(root, val)
@@ -258,21 +291,11 @@ def find_sources(root: Path, labeled: Sequence[str] = (), unlabeled: Sequence[st
             f"warning: {len(overlap)} images are both labelled and for validation, such as {min(overlap)}: scores will flatter"
         )
     if not val:
-        if len(chosen) < 3:
-            raise UserError(
-                f"{root}: got {len(chosen)} labelled images, expected at least 3, as two are held out; add some or give --val"
-            )
-        drawn = draw_validation(chosen)
+        drawn, said = _hold_out(root, chosen, before)
+        notes += said
         banned = frozenset(drawn)
-        notes.append(f"validation: no --val, so {len(drawn)} of {len(chosen)} labelled images are held out: {_some(drawn)}")
         chosen = [image for image in chosen if image not in banned]
         val_images = list(drawn)
-        both = {os.path.dirname(image) for image in drawn} & {os.path.dirname(image) for image in chosen}
-        if both and len({os.path.dirname(image) for image in (*chosen, *drawn)}) > 1:
-            notes.append(
-                f"warning: {min(both)} has labelled images and images held out: if its images are of one patient or volume, "
-                "hold whole ones out with --val"
-            )
     else:
         notes.append(f"validation: {len(val_images)} images")
     raise_problems([problem for *_, problem in sharing_a_mask(root, sorted({*chosen, *val_images}))])

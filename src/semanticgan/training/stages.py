@@ -15,7 +15,7 @@ from semanticgan.config import STUDENT, Config, build_config, choose_preset
 from semanticgan.data.coding import decide_labels
 from semanticgan.data.dataset import load_picture
 from semanticgan.data.pack import Packed, detect_channels, pack
-from semanticgan.data.sources import Sources, find_root, find_sources, mask_path
+from semanticgan.data.sources import Sources, find_sources, mask_path
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.nn.layers import placed
@@ -30,7 +30,7 @@ from semanticgan.training.gan import TrainingData, new_gan_state, train_gan
 from semanticgan.training.plan import Plan, require_same
 from semanticgan.training.run import Interrupted, Run, duration, held, require_new_folder
 from semanticgan.training.teachers import lasting, load_teachers
-from semanticgan.training.warm_start import earlier_config, earlier_run, earlier_validation, notes_on_earlier, warm_start
+from semanticgan.training.warm_start import earlier_config, earlier_run, notes_on_earlier, warm_start
 
 Say = Callable[[str], None]
 
@@ -110,8 +110,8 @@ def make_plan(given: dict[str, Any], device: str) -> Plan:
         raise UserError(f"--hours {given['hours']}: expected more than 0")
     start_from = lasting(given["start_from"]) if given["start_from"] else ""
     earlier = earlier_run(start_from) if start_from else None
-    val = given["val"] or earlier_validation(start_from, earlier, find_root(given["data"]))
-    sources = find_sources(given["data"], given["labeled"], given["unlabeled"], val)
+    before = earlier.sources if earlier else None
+    sources = find_sources(given["data"], given["labeled"], given["unlabeled"], given["val"], before)
     root, notes = sources.root, list(sources.notes)
     config, said = choose_config(given, sources, start_from, earlier, device)
     notes += said

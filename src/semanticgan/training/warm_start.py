@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from semanticgan.config import STUDENT, Config, build_config, choose_preset
-from semanticgan.data.sources import Sources, has_mask
+from semanticgan.data.sources import Sources
 from semanticgan.errors import UserError
 from semanticgan.model import SemanticGAN
 from semanticgan.training.checkpoint import State, load_checkpoint, stage_checkpoints
@@ -41,12 +41,6 @@ def earlier_config(
     sections = {} if model.kind == "student" else {name: getattr(model, name).model_dump() for name in TO_TRAIN}
     said = f"settings: preset {preset}, data and networks of {source}"
     return build_config(preset, tuple(overrides), seed, sections), [said]
-
-
-def earlier_validation(source: str, earlier: Plan | None, root: Path) -> list[str]:
-    """The list of the run's validation images, if they are in this data folder: what it was chosen by, and never trained on."""
-    images = () if earlier is None else earlier.sources.val
-    return [str(Path(source, "val.txt"))] if images and all(has_mask(root, image) for image in images) else []
 
 
 def notes_on_earlier(source: str, earlier: Plan | None, sources: Sources, config: Config) -> list[str]:
