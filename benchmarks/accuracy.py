@@ -16,7 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from accuracy_cells import BASELINES, METHODS, OURS, RATES, RESULTS, SEEDS, SPLITS, TASKS, Cell, minutes, paths, queue
+from accuracy_cells import (
+    BASELINES,
+    METHODS,
+    OURS,
+    RATES,
+    RESULTS,
+    SEEDS,
+    SPLITS,
+    TASKS,
+    UNLABELED,
+    Cell,
+    minutes,
+    paths,
+    queue,
+)  # fmt: skip
 from accuracy_ours import Ours
 from accuracy_scores import READINGS, Answers, images_of, score
 from accuracy_tables import compare, read_results, write_page
@@ -47,7 +61,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     part.add_argument("--method", action="append", choices=list(METHODS), metavar="NAME", help=", ".join(METHODS))
     part.add_argument("--labels", action="append", metavar="N", help="40, 200 or all of skin; 9, 35 or 175 of cxr")
     part.add_argument("--seed", action="append", type=int, choices=SEEDS, help="the draw")
-    part.add_argument("--unlabeled", metavar="N", help="1000 or 3000: cells of the second table")
+    part.add_argument("--unlabeled", action="append", choices=UNLABELED, metavar="N", help="1000 or 3000: of the second table")
     doing = parser.add_argument_group("what to do with them")
     doing.add_argument("--queue", action="store_true", help="print them in order with their minutes, then do them in turn")
     doing.add_argument("--hours", type=float, metavar="H", help="start no cell that would end later; 0: print the queue alone")
@@ -72,11 +86,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def chosen(args: argparse.Namespace) -> list[Cell]:
     """The cells of the queue that the options leave, in its order. Raises UserError where there are none."""
+    unlabeled = args.unlabeled or (["all", *UNLABELED] if args.queue else ["all"])
     cells = [
         cell for cell in queue()
         if cell.task in (args.task or TASKS) and cell.method in (args.method or METHODS)
         and cell.labels in (args.labels or [cell.labels]) and cell.seed in (args.seed or SEEDS)
-        and (cell.unlabeled == args.unlabeled or (args.unlabeled is None and (args.queue or cell.unlabeled == "all")))
+        and cell.unlabeled in unlabeled
     ]  # fmt: skip
     if not cells:
         raise UserError("no such cell; --queue --hours 0 prints them all")

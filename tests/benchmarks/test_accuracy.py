@@ -73,6 +73,8 @@ def test_cells_of_options():
     assert accuracy.chosen(args) == [Cell("skin", "unet", "40", 1)]
     args = accuracy.arguments(["--task", "skin", "--method", "semanticgan", "--labels", "all", "--unlabeled", "1000"])
     assert accuracy.chosen(args) == [Cell("skin", "semanticgan", "all", 0, "1000")]
+    args = accuracy.arguments(["--queue", "--labels", "40", "--unlabeled", "1000", "--unlabeled", "3000"])
+    assert [cell.unlabeled for cell in accuracy.chosen(args)] == ["1000", "3000"]
     assert Cell("skin", "semanticgan", "all", 0, "1000").name == "skin-semanticgan-all-seed0-unlabeled1000"
     with pytest.raises(UserError, match="no such cell"):
         accuracy.chosen(accuracy.arguments(["--task", "skin", "--labels", "9"]))
