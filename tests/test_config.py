@@ -78,6 +78,8 @@ def test_values_are_read_as_yaml():
         ("data.resolution=48", "data.resolution", "48", "power of two from 16 to 1024"),
         ("data.resolution=2048", "data.resolution", "2048", "power of two from 16 to 1024"),
         ("data.resolution=128", "networks.widths", "no entry for side 128", "needs [4, 8, 16, 32, 64, 128]"),
+        ("inversion.rows=[5, 99]", "inversion.rows", "got [5, 99]", "expected 0 <= first < last <= 10"),
+        ("inversion.rows=[8, 2]", "inversion.rows", "got [8, 2]", "expected 0 <= first < last <= 10"),
         ("data.symmetry=some", "data.symmetry", "'some'", "'none', 'flip' or 'all'"),
         ("networks.widths={4: -1}", "networks.widths.4", "-1", "greater than or equal to 1"),
         ("networks.widths=5", "networks.widths", "5", "dictionary"),
@@ -100,6 +102,11 @@ def test_a_bad_override_names_field_got_and_expected(override, field, got, expec
         build_config("cpu64", [override])
     first = str(caught.value).splitlines()[0]
     assert field in first and got in first and expected in first
+
+
+def test_any_rows_of_w_plus_can_be_optimised():
+    config = build_config("tiny32", ["inversion.rows=[7, 8]"])  # two for each side from 4 to 32 px
+    assert config.inversion.rows == (7, 8)
 
 
 def test_all_bad_fields_are_listed_one_a_line():
@@ -138,6 +145,7 @@ def test_a_model_config_comes_back_from_its_file():
         ({"networks": {"w_dim": 10**12}}, "networks.w_dim: got 1000000000000"),
         ({"networks": {"mapping_layers": 10**9}}, "networks.mapping_layers"),
         ({"networks": {"widths": {4: 8}}}, "no entry for side 8"),
+        ({"inversion": {"rows": [0, 11]}}, "inversion.rows: got [0, 11]"),
         ({"networks": {"widths": {4: 10**9}}}, "networks.widths.4"),
         ({"kind": "unet"}, "kind: got 'unet'"),
         ({"temperature": 0}, "temperature: got 0"),

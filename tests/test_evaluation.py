@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from semanticgan.errors import UserError
-from semanticgan.evaluation import choose, evaluate, fit_temperature, to_csv
+from semanticgan.evaluation import Choice, choose, evaluate, fit_temperature, to_csv
 from semanticgan.labels import LabelSpec
 from semanticgan.predict import Found
 
@@ -200,6 +200,15 @@ def test_false_alarms_count_against_a_setting(tmp_path):
     assert choice.steps == 0 and choice.scores["20 steps"] < choice.scores["0 steps"]
     assert choose(find(lambda steps, zoom: False), tmp_path, names, BINARY, 3, zoom=False).steps == 20
     assert not choose(find(lambda steps, zoom: zoom), tmp_path, names, BINARY, 3, steps=(0,)).zoom
+
+
+def test_two_choices_are_compared_over_the_same_images():
+    """With zoom chosen the first counts two images that it leaves rightly empty; so must the other, which leaves them too."""
+    one, all_views = (Choice(0, False, 1.0, (), {}, np.array(ious)) for ious in ([0.8, 0.8, 1, 1], [0.82, 0.82, np.nan, np.nan]))
+    assert all_views.gain_over(one) == pytest.approx(0.01)
+    assert one.gain_over(all_views) == pytest.approx(-0.01)
+    nothing = Choice(0, False, 1.0, (), {}, np.full(2, np.nan))
+    assert nothing.gain_over(nothing) == 0
 
 
 def test_work_shared_out_chooses_the_same(lesions):

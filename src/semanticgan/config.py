@@ -206,12 +206,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "Config":
-        require_sizes_fit(self.data, self.networks)
+        require_sizes_fit(self.data, self.networks, self.inversion)
         return self
 
 
-def require_sizes_fit(data: DataConfig, networks: NetworkConfig) -> None:
-    """Raises ValueError unless the networks have a width for every side and the encoder's last stage a pixel."""
+def require_sizes_fit(data: DataConfig, networks: NetworkConfig, inversion: InversionConfig) -> None:
+    """Raises ValueError unless there is a width for every side, a pixel in E's last stage, and in W+ the rows to optimise."""
     sides = [4 << k for k in range(data.resolution.bit_length() - 2)]
     missing = [side for side in sides if side not in networks.widths]
     if missing:
@@ -221,6 +221,9 @@ def require_sizes_fit(data: DataConfig, networks: NetworkConfig) -> None:
         raise ValueError(
             f"networks.encoder_widths: got {stages} stages, expected at most {most} for data.resolution {data.resolution}"
         )
+    rows, most = inversion.rows, 2 * len(sides)
+    if rows is not None and not 0 <= rows[0] < rows[1] <= most:
+        raise ValueError(f"inversion.rows: got {list(rows)}, expected 0 <= first < last <= {most}, the rows of W+")
 
 
 def levels(data: DataConfig, trunk: str) -> tuple[int, int]:
@@ -266,7 +269,7 @@ class ModelConfig(Section):
         if self.kind == "student":
             require_levels_fit(self.data, self.widths, self.trunk)
         else:
-            require_sizes_fit(self.data, self.networks)
+            require_sizes_fit(self.data, self.networks, self.inversion)
         return self
 
     def to_json(self) -> str:

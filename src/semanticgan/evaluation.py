@@ -5,7 +5,7 @@ import io
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,12 @@ class Choice:
     temperature: float
     distance_quantiles: tuple[float, ...]  # of the validation images' distances, at 0, .05, ..., 1
     scores: dict[str, float]  # what was tried -> mean foreground IoU
+    ious: Float[np.ndarray, " n"] = field(compare=False)  # of what was chosen, by image; NaN where none counts
+
+    def gain_over(self, other: "Choice") -> float:
+        """By how much its foreground IoU is better, in the mean over images in pairs."""
+        ours, theirs = _paired(self.ious, other.ious)
+        return _mean(ours - theirs)
 
 
 def choose(
@@ -180,7 +186,7 @@ def choose(
     distances no quantiles.
     """
     if not images:
-        return Choice(steps[0], bool(zoom), 1.0, (), {})
+        return Choice(steps[0], bool(zoom), 1.0, (), {}, np.zeros(0))
     scores: dict[str, float] = {}
     may_zoom = labels.num_classes == 2 and zoom is not False
     trial = _trial(find, root, images, labels, channels, steps[0], may_zoom, share)
@@ -204,7 +210,7 @@ def choose(
     distances = [found.distance for found in best.found if found.distance is not None]
     enough = len(distances) >= FEWEST_DISTANCES
     quantiles = np.quantile(distances, np.linspace(0, 1, 21)).tolist() if enough else []
-    return Choice(best.steps, zoom, best.temperature(), tuple(quantiles), scores)
+    return Choice(best.steps, zoom, best.temperature(), tuple(quantiles), scores, best.foreground_iou)
 
 
 @dataclass(frozen=True)

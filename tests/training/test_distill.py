@@ -299,7 +299,8 @@ def test_views_are_taken_where_they_gain(call, tmp_path, monkeypatch):
             used = []
             monkeypatch.setattr(SemanticGAN, "find", lambda self, images, steps, views, zoom: used.append(views) or iter(()))
             list(find([], 0, False))
-            return module.Choice(0, False, 1.0, (), {"0 steps": 0.5 + gain * used[0]})
+            ious = np.array([0.5 + 2 * gain * used[0], 0.5])
+            return module.Choice(0, False, 1.0, (), {"0 steps": ious.mean()}, ious)
 
         monkeypatch.setattr(module, "choose", choose)
         assert choose_settings(model, plan, run)[0] is taken
