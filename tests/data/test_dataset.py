@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from semanticgan.data import dataset
 from semanticgan.data.dataset import load_picture, read_image, read_mask, to_u8
@@ -26,17 +27,26 @@ def saved(path, array, **options):
     return path
 
 
+def png(path, width, height, bits, kind, pixels):
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)),
+        (b"IDAT", zlib.compress(pixels)),
+        (b"IEND", b""),
+    ]
+    packed = (struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    return path
+
+
 def enormous_png(path, width=60_000, height=60_000):
     """A valid header that promises more pixels than anybody has memory for."""
+    return png(path, width, height, 8, 2, bytes(1000))
 
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )
-    return path
+def deep_png(path, values):
+    """16 bits in two, three or four channels, which Pillow does not write."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return png(path, values.shape[1], values.shape[0], 16, {2: 4, 3: 2, 4: 6}[values.shape[2]], rows)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "webp", "jpg"])
@@ -88,6 +98,27 @@ def test_transparent_palette_entry_becomes_white(tmp_path):
     assert read_image(path, 3)[0].tolist() == [[200, 0, 0], [255, 255, 255]]
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_a_text_called_transparency_is_none(tmp_path, mode):
+    text = PngInfo()
+    text.add_text("transparency", "none")
+    path = saved(tmp_path / "a.png", Image.new(mode, (2, 1)), pnginfo=text)
+    for channels in (1, 3):
+        assert read_image(path, channels).tolist() == [[[0] * channels] * 2]
+
+
+def test_what_cannot_be_converted_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "_eight_bits", lambda image, channels: image.convert("no mode"))
+    with pytest.raises(UserError, match=r"a\.png: broken or truncated image \(image has wrong mode\)"):
+        read_image(saved(tmp_path / "a.png", gradient()), 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_cielab(tmp_path, channels):
+    path = saved(tmp_path / "a.tif", Image.new("LAB", (4, 4), (255, 128, 128)))
+    assert (read_image(path, channels) >= 250).all()
+
+
 def test_cmyk(tmp_path):
     path = saved(tmp_path / "a.tif", Image.new("CMYK", (4, 4), (0, 255, 255, 0)))
     assert read_image(path, 3)[0, 0].tolist() == [255, 0, 0]
@@ -122,20 +153,28 @@ def test_constant_16_bit_image_is_no_division_by_zero(tmp_path):
 @pytest.mark.parametrize("bits", [12, 16])
 def test_16_bit_colour_is_read_by_its_upper_byte_or_refused(tmp_path, bits):
     """Pillow drops the lower byte; of 12 bits it leaves four."""
-    values = (np.linspace(0, 1, 300) * (2**bits - 1)).astype(">u2").reshape(10, 10, 3)
-    rows = b"".join(b"\0" + row.tobytes() for row in values)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 10, 10, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    packed = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    values = (np.linspace(0, 1, 300) * (2**bits - 1)).astype(np.uint16).reshape(10, 10, 3)
+    path = deep_png(tmp_path / "a.png", values)
     if bits == 16:
-        assert (read_image(tmp_path / "a.png", 3) == values >> 8).all()
+        assert (read_image(path, 3) == values >> 8).all()
     else:
         with pytest.raises(UserError, match=r"a\.png: got 16 bits in colour, .* they reach 15 of 255"):
-            read_image(tmp_path / "a.png", 3)
+            read_image(path, 3)
 
 
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_masks_of_16_bits_a_channel_are_refused(tmp_path, channels):
+    """Their class ids are in the lower bytes, which are not read."""
+    path = deep_png(tmp_path / "m.png", np.eye(4)[:, :, None].repeat(channels, 2))
+    with pytest.raises(
+        UserError, match=r"m\.png: got a mask with 16 bits a channel in RGB.*, of which only the upper 8 are read"
+    ):
+        read_mask(path, TWO)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation(tmp_path, orientation):
+def test_exif_rotation(tmp_path, orientation, suffix):
     upright = np.zeros((40, 24, 3), np.uint8)
     upright[:8, :8] = 255  # a white corner, top left
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transposition that stores the image that way
@@ -144,7 +183,7 @@ def test_exif_rotation(tmp_path, orientation):
         image = image.transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = load_picture(saved(tmp_path / "a.png", image, exif=exif), 3)
+    picture = load_picture(saved(tmp_path / f"a.{suffix}", image, exif=exif), 3)
     assert (picture.pixels == upright).all()
     assert picture.size == (24, 40) and picture.turned == (orientation > 1)
 

@@ -94,11 +94,11 @@ def _decoded(path: Path, at_least: int | None = None) -> Iterator[tuple[Image.Im
                     image.draft(None, (at_least, at_least))
                 frames = num_frames(image)
                 cut = not is_deep(image) and any(";16" in str(tile[3]) for tile in image.tile)  # Pillow drops the lower bytes
+                turned = 2 <= image.getexif().get(0x0112, 1) <= 8  # asked first, as Pillow turns a TIFF when it is loaded
                 image.load()
-                image.info |= {"frames": frames, "cut": cut}
+                image.info |= {"frames": frames, "cut": cut, "turned": turned}
                 orientation = image.getexif().get(0x0112, 1)
                 ImageOps.exif_transpose(image, in_place=True)
-                image.info["turned"] = 2 <= orientation <= 8
             yield image, (size[1], size[0]) if 5 <= orientation <= 8 else size
 
 
@@ -135,11 +135,13 @@ def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
     mode = "L" if channels == 1 else "RGB"
     if is_deep(image):
         return Image.fromarray(_stretched(np.asarray(image))).convert(mode)
+    if not isinstance(image.info.get("transparency"), int | bytes | tuple):
+        image.info.pop("transparency", None)  # a PNG's text of that name
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         clear = image.convert("RGBA")
         image = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image.alpha_composite(clear)
-    return image.convert("RGB").convert(mode) if image.mode == "P" else image.convert(mode)
+    return image.convert("RGB").convert(mode) if image.mode in ("P", "LAB") else image.convert(mode)
 
 
 def _array(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
@@ -170,7 +172,8 @@ def load_picture(path: Path, channels: int, at_least: int | None = None) -> Pict
                 f"{path}: got 16 bits in colour, of which the upper 8 are read, and they reach {brightest} of 255; "
                 "stretch it and save it in 8 bits"
             )
-        pixels = _eight_bits(image, channels)
+        with _naming(path):
+            pixels = _eight_bits(image, channels)
         if at_least is not None and (factor := min(pixels.size) // at_least) >= 2:
             pixels = pixels.reduce(factor)
         return Picture(_array(pixels), size, stretched, frames, turned)
@@ -228,6 +231,9 @@ def read_mask_values(path: Path, size: tuple[int, int] | None = None) -> Shaped[
             turned = ", or if its image has an EXIF orientation turn it likewise" if full == size[::-1] else ""
             expected = f"expected its image's {size[0]}x{size[1]}; redraw it at that size{turned}"
             raise UserError(f"{path}: got a mask of {full[0]}x{full[1]}, {expected}")
+        if image.info["cut"]:
+            got = f"got a mask with 16 bits a channel in {image.mode}, of which only the upper 8 are read"
+            raise UserError(f"{path}: {got}; store class ids in one channel of 8 bits")
         values = np.asarray(image.convert("L") if image.mode == "1" else image)
     if values.ndim == 3:
         grey = image.mode in ("LA", "PA") or (values[:, :, :3] == values[:, :, :1]).all()
