@@ -53,6 +53,12 @@ def test_palette_bytes_show_the_same_colours_in_a_png(tmp_path):
         assert (np.asarray(back.convert("RGB")) == spec.to_colour(label)).all()
 
 
+def test_ignored_pixels_look_like_no_class():
+    spec = LabelSpec(names=("a", "b"), palette=((0, 0, 0), (255, 255, 255)))
+    assert spec.ignored_colour == default_colour(1) and tuple(spec.palette_bytes()[-3:]) == default_colour(1)
+    assert tuple(LabelSpec.unnamed(2).palette_bytes()[-3:]) == (255, 255, 255)
+
+
 def test_default_colours_differ_and_begin_with_black():
     colours = [default_colour(k) for k in range(254)]
     assert colours[: len(COLOURS)] == list(COLOURS) and colours[0] == (0, 0, 0)
@@ -76,6 +82,8 @@ def test_classes_file(tmp_path):
     path.write_text(json.dumps({"classes": [{"name": "skin", "color": [9, 8, 7]}, {"name": "läsion"}], "ignore": 255}))
     spec = LabelSpec.from_file(path, "binary")
     assert spec == LabelSpec(names=("skin", "läsion"), palette=((9, 8, 7), default_colour(1)), coding="binary")
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # as some editors save it
+    assert LabelSpec.from_file(path, "binary") == spec
 
 
 @pytest.mark.parametrize(

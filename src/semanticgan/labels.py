@@ -65,7 +65,7 @@ class LabelSpec(BaseModel):
         """
         form = '{"classes": [{"name": "background", "color": [0, 0, 0]}, ...], "ignore": 255}'
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
             classes = content["classes"]
             if content.get("ignore", IGNORE_INDEX) != IGNORE_INDEX:
                 raise UserError(f"{path}: got ignore {content['ignore']}, expected 255: store ignored pixels as 255")
@@ -114,8 +114,13 @@ class LabelSpec(BaseModel):
         table[IGNORE_INDEX] = IGNORE_COLOUR
         return table[label]
 
-    def palette_bytes(self, ignored: tuple[int, int, int] = IGNORE_COLOUR) -> bytes:
-        """The 768 bytes of a palette PNG; `ignored` is the colour of 255."""
+    @property
+    def ignored_colour(self) -> tuple[int, int, int]:
+        """White, or where a class is white a colour that none has."""
+        return next(c for c in (IGNORE_COLOUR, *map(default_colour, range(1, 256))) if c not in self.palette)
+
+    def palette_bytes(self, ignored: tuple[int, int, int] | None = None) -> bytes:
+        """The 768 bytes of a palette PNG; `ignored` is the colour of 255, by default one that no class has."""
         colours = self.to_colour(np.arange(256, dtype=np.uint8)[None])
-        colours[0, IGNORE_INDEX] = ignored
+        colours[0, IGNORE_INDEX] = ignored or self.ignored_colour
         return colours.tobytes()

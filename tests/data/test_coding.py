@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semanticgan.data.coding import coded_as, coding_of, decide_labels
+from semanticgan.data.coding import coded_as, coding_of, decide_labels, two_codings
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 
@@ -53,7 +53,7 @@ def test_a_class_never_labelled_is_an_error(tmp_path, masks):
 
 def test_unknown_class_ids_name_the_file(tmp_path):
     (tmp_path / "classes.json").write_text(json.dumps({"classes": [{"name": "a"}, {"name": "b"}]}))
-    with pytest.raises(UserError, match=r"1\.png: got class id 7, expected 0 to 1 \(classes\.json\)"):
+    with pytest.raises(UserError, match=r"1\.png: got class id 7, expected 0 to 1, .* mend the mask or the classes"):
         decide_labels(tmp_path, write_masks(tmp_path, [[0, 1]], [[0, 7]]))
     (tmp_path / "classes.json").unlink()
     with pytest.raises(UserError, match=r"1\.png: such masks hold 0, 1, 254, expected class ids 0, 1, 2, \.\.\. without gaps"):
@@ -107,6 +107,21 @@ def test_palettes_that_number_a_colour_in_two_ways_are_refused(tmp_path):
         decide_labels(tmp_path, [one, same, other])
     useless = in_palette(tmp_path / "useless.png", [[0, 1]], black, black)
     assert decide_labels(tmp_path, [one, useless])[0] == TWO
+
+
+def test_a_palette_tells_what_255_is(tmp_path):
+    """Beside masks of 0 and 1 it is ignored where its colour is not that of class 1, and the colours are no ramp of greys."""
+    ids = in_palette(tmp_path / "ids.png", [[0, 1]], (0, 0, 0), (9, 9, 9))
+    orange, white, black = (230, 159, 0), (255, 255, 255), (0, 0, 0)
+    for rest, ignored in (([orange] + 253 * [black], True), (255 * [white], False), ([(k, k, k) for k in range(1, 255)], False)):
+        mask = in_palette(tmp_path / "mask.png", [[0, 255]], black, *[*rest, white][:255])
+        assert (two_codings({ids: {0, 1}, mask: {0, 255}}) is None) == ignored
+        if ignored:
+            assert decide_labels(tmp_path, [ids, mask])[0] == coded_as(BINARY, [ids, mask]) == TWO
+    assert (
+        decide_labels(tmp_path, [in_palette(tmp_path / "mask.png", [[0, 255]], black, orange, *253 * [black], white)])[0]
+        == BINARY
+    )
 
 
 def test_blurred_masks_are_recognised(tmp_path):

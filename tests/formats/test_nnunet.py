@@ -8,6 +8,7 @@ from drawn import NAMES, content, converted, names_of, scene, write_data
 from PIL import Image
 
 from semanticgan.cli.main import run
+from semanticgan.data.coding import decide_labels
 from semanticgan.data.sources import find_sources
 from semanticgan.errors import UserError
 from semanticgan.formats import Options, convert
@@ -61,6 +62,17 @@ def test_cases_of_both_parts_are_listed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(["check", "out", "--labeled", "imagesTr.txt", "--unlabeled", "imagesTr.txt", "--val", "imagesTs.txt"]) == 0
     assert "unlabelled: 2 images" in capsys.readouterr().out
+
+
+def test_a_case_with_ignored_pixels_alone(tmp_path):
+    """Beside others of 0 and 1 that is no mask of 0 and 255 that means a class."""
+    root = write_nnunet(tmp_path / "in", {"background": 0, "cell": 1, "ignore": 3})
+    for k, value in enumerate((1, 3)):
+        save(root / "labelsTr" / f"case_{k}.png", np.eye(12, 17, dtype=np.uint8) * value)
+    converted(root, tmp_path / "out")
+    assert decide_labels(tmp_path / "out", sorted((tmp_path / "out" / "masks").iterdir()))[0].coding == "index"
+    found, _ = converted(tmp_path / "out", tmp_path / "again")
+    np.testing.assert_array_equal(found["case_1"][1], np.eye(12, 17) * 255)
 
 
 def test_lists_of_names_that_are_no_text(tmp_path):

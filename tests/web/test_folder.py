@@ -171,6 +171,27 @@ def test_the_last_mask_that_shows_a_class_stays_so(root):
     np.testing.assert_array_equal(ids(opened(root), "images/2.png"), mask(0, 255))
 
 
+def test_what_is_saved_can_be_trained_on_together(root):
+    folder = opened(root)
+    for k, label in enumerate((mask(0, 1), mask(0, 255), mask(1))):
+        folder.save(f"images/{k}.png", label)
+        assert decide_labels(root, masks(root))[0].coding == "index" if k else True
+    np.testing.assert_array_equal(ids(opened(root), "images/1.png"), mask(0, 255))
+
+
+def test_the_last_mask_that_shows_what_255_means_stays_so(root):
+    """Where no palette tells it."""
+    for k, label in enumerate((mask(0, 1), mask(0, 255), mask(0, 1, 255))):
+        write(root, str(k), label)
+    folder = opened(root)
+    for label in (mask(0), mask(1), mask(0, 255)):
+        with pytest.raises(UserError, match=r"^images/2.png: its mask is the only one .* those of masks/1.png would be taken"):
+            folder.save("images/2.png", label)
+    folder.save("images/3.png", mask(1, 255))
+    folder.save("images/2.png", mask(0))
+    assert decide_labels(root, masks(root))[0].coding == "index"
+
+
 # ---------------------------------------------------------------- what others do meanwhile, and what cannot be labelled
 
 

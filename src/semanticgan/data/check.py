@@ -186,11 +186,6 @@ def _report_masks(report: Report, root: Path, sources: Sources, findings: dict[s
         report.errors += str(error).splitlines()
         return None
     report.lines += label_notes(labels, by_mask)
-    for mask, values in by_mask.items():
-        try:
-            labels.to_index(np.flatnonzero(values))
-        except UserError as error:
-            report.errors.append(f"{mask}: {error}; correct the mask or classes.json")
     if labels.num_classes > MOST_UNNAMED and not (root / "classes.json").exists():
         report.warnings.append(
             f"{labels.num_classes} classes without names: give them names in classes.json, "

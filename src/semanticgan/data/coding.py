@@ -7,9 +7,8 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64
-from PIL import Image
 
-from semanticgan.data.dataset import BROKEN, raise_problems, read_mask_values
+from semanticgan.data.dataset import palette_of, raise_problems, read_mask_values
 from semanticgan.errors import UserError
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 
@@ -58,14 +57,10 @@ def values_in(counts: Mapping[Path, Counts]) -> dict[Path, set[int]]:
 
 
 def require_one_meaning(values: Mapping[Path, set[int]]) -> None:
-    """Raises UserError naming two masks in which an object is coded, or a colour numbered, in two ways. From the values in each.
-
-    So it is where some hold 0 and 1, others 0 and 255, and none both: by the rule for all of them 255 would be ignored.
-    """
-    ones, whites = ([path for path, held in values.items() if value in held] for value in (1, IGNORE_INDEX))
-    if ones and whites and not set(ones) & set(whites) and set().union(*values.values()) <= {0, 1, IGNORE_INDEX}:
+    """Raises UserError naming two masks in which an object is coded, or a colour numbered, in two ways. From their values."""
+    if two := two_codings(values):
         raise UserError(
-            f"{whites[0]}: got a mask of 0 and 255, but {ones[0]} holds 0 and 1; "
+            f"{two[0]}: got a mask of 0 and 255, but {two[1]} holds 0 and 1; "
             "store all masks one way, or 255 is taken for pixels to be ignored"
         )
     ids: dict[tuple[int, ...], tuple[int, Path]] = {}
@@ -79,49 +74,67 @@ def require_one_meaning(values: Mapping[Path, set[int]]) -> None:
                 )
 
 
+def two_codings(values: Mapping[Path, set[int]]) -> tuple[Path, Path] | None:
+    """A mask of 0 and 255 and one of 0 and 1, where no mask holds all three: by the rule for all of them 255 would be ignored.
+
+    Where it is ignored indeed, a palette with a colour of its own for 255 says so.
+    """
+    ones, whites = ([path for path, held in values.items() if value in held] for value in (1, IGNORE_INDEX))
+    if not ones or set(ones) & set(whites) or not set().union(*values.values()) <= {0, 1, IGNORE_INDEX}:
+        return None
+    return next(((path, ones[0]) for path in whites if not _shows_ignored(path)), None)
+
+
+def _shows_ignored(path: Path) -> bool:
+    """Whether a palette gives 255 another colour than class 1, and is no mere ramp of greys."""
+    palette = palette_of(path)
+    return len(palette) > IGNORE_INDEX and palette[1] not in (palette[IGNORE_INDEX], (1, 1, 1))
+
+
 def _colours(path: Path, held: set[int]) -> dict[tuple[int, ...], int]:
     """Colour -> class id, of those that a palette mask holds; nothing where two share a colour. 255 is known by its value."""
-    try:
-        with Image.open(path) as image:
-            palette = image.getpalette("RGB") if image.mode == "P" else None
-    except BROKEN:
-        return {}
-    ids = held - {IGNORE_INDEX}
-    if palette is None or 3 * max(ids, default=0) + 3 > len(palette):
-        return {}
-    colours = {tuple(palette[3 * v : 3 * v + 3]): v for v in ids}
+    palette, ids = palette_of(path), held - {IGNORE_INDEX}
+    colours = {palette[v]: v for v in ids if v < len(palette)}
     return colours if len(colours) == len(ids) else {}
 
 
 def labels_from_values(root: Path, counts: Mapping[Path, Counts]) -> LabelSpec:
-    """The classes and the coding of masks with these values.
+    """The classes and the coding of masks with these values, as `labels_of`.
 
-    The names are those of classes.json in the data folder, if there. Raises UserError when a value is no class, a class
-    is never labelled, or masks contradict each other.
+    The names are those of classes.json in the data folder, if there. Raises UserError also when a class is never labelled.
     """
-    values = values_in(counts)
-    require_one_meaning(values)
-    holders = {v: path for path in reversed(values) for v in values[path]}
-    found = sorted(holders)
-    binary = IGNORE_INDEX in found and set(found) <= {0, IGNORE_INDEX}
-    used = {1 if binary and v == IGNORE_INDEX else v for v in found} - {IGNORE_INDEX}
-    top = max(used, default=0)
-    named = (root / "classes.json").exists()
-    coding: Literal["index", "binary"] = "binary" if binary else "index"
-    labels = LabelSpec.from_file(root / "classes.json", coding) if named else LabelSpec.unnamed(min(254, max(2, top + 1)), coding)
+    values, file = values_in(counts), root / "classes.json"
+    labels = labels_of(values, LabelSpec.from_file(file) if file.exists() else None)
+    used = set().union(*values.values()) | ({1} if labels.coding == "binary" else set())
     missing = [f"{k} ({labels.names[k]})" for k in range(labels.num_classes) if k not in used]
-    if not named:
-        require_plausible(values)
-    source = "classes.json" if named else f"the highest class id, in {holders[top]}" if top > 1 else "no classes.json"
-    expected = f"0 to {labels.num_classes - 1} ({source}), or 255 for ignored pixels"
-    raise_problems([f"{holders[v]}: got class id {v}, expected {expected}" for v in sorted(used) if v >= labels.num_classes])
     if missing:
+        top = labels.num_classes - 1
+        highest = next((f"the highest class id, in {path}" for path, held in values.items() if top in held), "no classes.json")
+        source = "classes.json" if file.exists() else highest
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise UserError(
             f"{root}: class {shown} is never labelled in the masks, expected all {labels.num_classes} classes"
             f" ({source}); label some pixels of each"
         )
     return labels
+
+
+def labels_of(values: Mapping[Path, set[int]], named: LabelSpec | None, binary: bool = True) -> LabelSpec:
+    """The classes, `named` or class_0, class_1, ..., in the coding of masks with these values; without `binary` 255 is ignored.
+
+    Raises UserError when a value is no class, or masks contradict each other.
+    """
+    if binary:
+        require_one_meaning(values)
+    if named is None:
+        require_plausible(values)
+    holders = {value: path for path in reversed(values) for value in values[path]}
+    ids = sorted(holders.keys() - {IGNORE_INDEX})
+    labels = named or LabelSpec.unnamed(min(254, max([1, *ids]) + 1))
+    expected = f"0 to {labels.num_classes - 1}, or 255 for ignored pixels; mend the mask or the classes"
+    raise_problems([f"{holders[k]}: got class id {k}, expected {expected}" for k in ids if k >= labels.num_classes])
+    is_binary = binary and IGNORE_INDEX in holders and not any(ids)
+    return labels.model_copy(update={"coding": "binary" if is_binary else "index"})
 
 
 def require_plausible(values: Mapping[Path, set[int]]) -> None:

@@ -250,6 +250,14 @@ def read_mask_values(path: Path, size: tuple[int, int] | None = None) -> Shaped[
     return values
 
 
+def palette_of(path: Path) -> tuple[tuple[int, ...], ...]:
+    """The colours of a palette file by their index; none of any other."""
+    with suppress(*BROKEN, Image.DecompressionBombError), Image.open(path, formats=FORMATS) as image:
+        values = iter((image.getpalette("RGB") or []) if image.mode == "P" else [])
+        return tuple(zip(values, values, values, strict=True))
+    return ()
+
+
 def read_mask(path: Path, labels: LabelSpec, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
     """Read a mask as a class map, 255 where ignored; `size` is its image's width and height.
 

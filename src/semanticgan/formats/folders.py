@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from semanticgan.data.coding import require_one_meaning, require_plausible
+from semanticgan.data.coding import labels_of
 from semanticgan.data.dataset import load_picture, raise_problems, read_mask_values
 from semanticgan.data.sources import SUFFIXES, find_root, has_mask, list_images, mask_path, sharing_a_mask, stray_masks
 from semanticgan.errors import UserError
@@ -146,20 +146,8 @@ def decide_labels(files: Sequence[Path], labels: LabelSpec | None, read: Read, b
         except UserError as error:
             problems.append(str(error))
     raise_problems(problems)
-    holders = {value: path for path in reversed(found) for value in found[path]}
-    if binary:
-        require_one_meaning(found)
-    if labels is None:
-        require_plausible(found)
-    is_binary = binary and IGNORE_INDEX in holders and set(holders) <= {0, IGNORE_INDEX}
-    top = 1 if is_binary else max((value for value in holders if value != IGNORE_INDEX), default=1)
-    if top > 253 and labels is None:
-        raise UserError(f"{holders[top]}: got class id {top}, expected 0 to 253, or 255 for ignored pixels; mend the mask")
-    labels = labels or LabelSpec.unnamed(max(2, top + 1))
-    bad = sorted(value for value in holders if value >= labels.num_classes and value != IGNORE_INDEX)
-    expected = f"0 to {labels.num_classes - 1}, or 255 for ignored pixels; mend the mask or the classes"
-    raise_problems([f"{holders[value]}: got class id {value}, expected {expected}" for value in bad])
-    return labels.model_copy(update={"coding": "index"}), is_binary
+    labels = labels_of(found, labels, binary)
+    return labels.model_copy(update={"coding": "index"}), labels.coding == "binary"
 
 
 def binary_notes(is_binary: bool) -> tuple[str, ...]:

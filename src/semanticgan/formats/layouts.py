@@ -38,7 +38,7 @@ from semanticgan.formats.sets import (
     save_image,
     save_label,
 )
-from semanticgan.labels import IGNORE_COLOUR, IGNORE_INDEX, LabelSpec, default_colour
+from semanticgan.labels import IGNORE_INDEX, LabelSpec
 
 VOC_BORDER = (224, 224, 192)
 CLASS_0 = "# class 0: "  # remark of labelmap.txt where class 0 is not called background
@@ -215,17 +215,16 @@ def write_voc(content: ImageSet, out: Path) -> None:
     bad = next((name for name in content.labels.names if name != name.strip() or ":" in name or name.startswith("#")), None)
     if bad is not None:
         raise UserError(f"class {bad!r}: a labelmap holds no name with spaces around it, a colon or # first; rename it")
-    ignored = next(c for c in (IGNORE_COLOUR, VOC_BORDER, *map(default_colour, range(256))) if c not in content.labels.palette)
     for item, pixels, label in read_items(content.items):
         place_image(item, pixels, out / "JPEGImages" / item.name)
         if label is not None:
-            save_label(out / "SegmentationClass" / f"{item.name}.png", label, content.labels, ignored)
+            save_label(out / "SegmentationClass" / f"{item.name}.png", label, content.labels)
     labeled = [item.name for item in content.items if item.label is not None]
     folder = out / "ImageSets" / "Segmentation"
     folder.mkdir(parents=True)
     for name, names in {"default": labeled, **content.lists}.items():
         (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in names), encoding="utf-8", errors="surrogateescape")
-    colours = [*zip(content.labels.names, content.labels.palette, strict=True), ("ignored", ignored)]
+    colours = [*zip(content.labels.names, content.labels.palette, strict=True), ("ignored", content.labels.ignored_colour)]
     lines = [f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in colours]
     named = content.labels.names[0].casefold() in BACKGROUND_NAMES
     remarks = ["# label:color_rgb:parts:actions\n", *([] if named else [f"{CLASS_0}{content.labels.names[0]}\n"])]

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from semanticgan.data.dataset import BROKEN, FORMATS, is_grey, load_picture, num_frames, raise_problems
 from semanticgan.data.sources import SUFFIXES
 from semanticgan.errors import UserError
-from semanticgan.labels import IGNORE_COLOUR, IGNORE_INDEX, LabelSpec, default_colour
+from semanticgan.labels import IGNORE_INDEX, LabelSpec, default_colour
 
 MAX_JSON = 2**30  # bytes; the largest annotation file of COCO has half
 MAX_ENTRIES = 1_000_000
@@ -262,11 +262,11 @@ def save_image(path: Path, pixels: np.ndarray, colour: bool | None = None) -> No
     )
 
 
-def save_label(path: Path, label: np.ndarray, labels: LabelSpec, ignored: tuple[int, int, int] = IGNORE_COLOUR) -> None:
-    """Write a label map as a palette PNG whose values are the class ids; `ignored` is the colour of 255."""
+def save_label(path: Path, label: np.ndarray, labels: LabelSpec) -> None:
+    """Write a label map as a palette PNG whose values are the class ids."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(label)
-    image.putpalette(labels.palette_bytes(ignored))
+    image.putpalette(labels.palette_bytes())
     image.save(path, compress_level=1)
 
 

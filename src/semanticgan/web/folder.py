@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from semanticgan.data.coding import coding_of, count_values
-from semanticgan.data.dataset import BROKEN, read_mask
+from semanticgan.data.coding import coding_of, count_values, two_codings, values_in
+from semanticgan.data.dataset import palette_of, read_mask
 from semanticgan.data.sources import find_root, has_mask, list_images, mask_path, sharing_a_mask
 from semanticgan.errors import UserError
 from semanticgan.files import replacing
@@ -191,13 +191,22 @@ class DataFolder:
         if not good.all():
             also = ", or 255" if self.ignores else "; masks of 0 and 255 have no ignored pixels"
             raise UserError(f"{name}: got class id {int(label[~good][0])}, expected 0 to {self.labels.num_classes - 1}{also}")
-        if not self.ignores or _shows_class(label):
+        if not self.ignores:
             return
-        count = np.bincount(label.reshape(-1), minlength=256)
-        if coding_of(itertools.chain([count], self._counts(self.labeled - {name}))) == "binary":
+        others, count = self.labeled - {name}, np.bincount(label.reshape(-1), minlength=256)
+        if not _shows_class(label) and coding_of(itertools.chain([count], self._counts(others))) == "binary":
             raise UserError(
                 f"{name}: with this mask the folder's would hold background and ignored pixels alone, which would be read as two "
                 "classes; save one with a class first"
+            )
+        if _shows_both(count) or not any(map(_shows_both, self._counts({name}))):
+            return
+        counts = {mask_path(self.root / other): count for other in others for count in self._counts({other})}
+        count[IGNORE_INDEX] = 0  # the palette that it is written with tells it from a class
+        if two := two_codings(values_in(counts | {mask_path(self.root / name): count})):
+            raise UserError(
+                f"{name}: its mask is the only one with class 1 and ignored pixels, without which those of "
+                f"{os.path.relpath(two[0], self.root)} would be taken for a class; save another such mask first"
             )
 
     def _write(self, target: Path, label: UInt8[np.ndarray, "h w"]) -> None:
@@ -239,6 +248,11 @@ def _shows_class(label: UInt8[np.ndarray, "h w"]) -> bool:
     return bool(((label > 0) & (label < IGNORE_INDEX)).any())
 
 
+def _shows_both(count: np.ndarray) -> bool:
+    """Whether a mask holds class 1 and ignored pixels, and so shows what 255 means in others."""
+    return bool(count[1] and count[IGNORE_INDEX])
+
+
 def keep(mask: Path) -> Path:
     """Give a mask file a second name, `.kept/NAME.1.png` or the first free number; never over a file. Of a link, a copy.
 
@@ -271,23 +285,13 @@ def palette_beside(labels: LabelSpec, masks: Iterable[Path]) -> bytes:
 
     Empty where neither will do. Pixels to be ignored have a colour of their own.
     """
-    found = dict.fromkeys(colours for mask in masks if (colours := _colours(mask, labels.num_classes)))
+    found = dict.fromkeys(colours for mask in masks if (colours := palette_of(mask)[: labels.num_classes]))
     for chosen in (labels.palette, *list(found)[:1]):
         if len(chosen) == labels.num_classes and all(_agree(chosen, other) for other in (chosen, *found)):
             used = set(chosen).union(*found)
             ignored = next(c for c in (IGNORE_COLOUR, *map(default_colour, range(256))) if c not in used)
             return labels.model_copy(update={"palette": chosen}).palette_bytes(ignored)
     return b""
-
-
-def _colours(mask: Path, most: int) -> tuple[tuple[int, ...], ...]:
-    """Of a palette mask's first ids; none of any other."""
-    try:
-        with Image.open(mask) as image:
-            palette = (image.getpalette("RGB") or []) if image.mode == "P" else []
-    except BROKEN:
-        return ()
-    return tuple(tuple(palette[3 * k : 3 * k + 3]) for k in range(min(most, len(palette) // 3)))
 
 
 def _agree(one: Sequence[tuple[int, ...]], other: Sequence[tuple[int, ...]]) -> bool:
