@@ -46,9 +46,9 @@ def test_a_difference_within_its_interval_is_no_victory():
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty and no earlier demo"):
-        demo.run_demo(tmp_path)
+        demo.run_demo(tmp_path, 6.0, print)
     with pytest.raises(UserError, match=r"thesis\.txt: is a file"):
-        demo.run_demo(tmp_path / "thesis.txt")
+        demo.run_demo(tmp_path / "thesis.txt", 6.0, print)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

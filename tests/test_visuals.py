@@ -3,13 +3,12 @@ import os
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from semanticgan import visuals
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
-from semanticgan.visuals import grid, overlay, sample_grid, save_label_png, save_png
+from semanticgan.visuals import grid, overlay, save_label_png, save_png
 
 LABELS = LabelSpec.unnamed(3)
 ORANGE = (230, 159, 0)
@@ -65,17 +64,6 @@ def test_grid_centres_smaller_images_and_needs_some():
     ]
     with pytest.raises(ValueError, match="0 images"):
         grid([], columns=2)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_sample_grid_shows_image_over_label_map(channels):
-    img = torch.tensor([-1.0, 0.0, 1.5]).view(3, 1, 1, 1).expand(3, channels, 8, 8)
-    seg_logits = torch.zeros(3, 3, 8, 8)
-    seg_logits[0, 1] = 1
-    out = sample_grid(img, seg_logits, LABELS, columns=2)
-    assert out.shape == (2 * 16 + 2, 2 * 8 + 2, 3)
-    assert (out[0, 0] == 0).all() and (out[0, 10] == 128).all() and (out[18, 0] == 255).all()
-    assert (out[8, 0] == ORANGE).all() and (out[8, 10] == 0).all()
 
 
 def test_saved_png_reads_back(tmp_path):

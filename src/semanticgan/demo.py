@@ -38,14 +38,10 @@ Say = Callable[[str], None]
 Method = Callable[[Iterable[np.ndarray]], Iterator[Found]]
 
 
-def _print(text: str) -> None:
-    print(text, flush=True)
-
-
 def run_demo(
     out: Path,
-    minutes: float = 6.0,  # for everything, on two cores
-    say: Say = _print,
+    minutes: float,  # for everything, on two cores
+    say: Say,
     *,
     counts: dict[str, int] | None = None,  # scenes by list, as `write_dataset` takes them; unset: its defaults
     overrides: Iterable[str] = (),  # of the preset tiny32's settings

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image, ImageFilter
-from torch import Tensor
 
 from semanticgan.files import replacing
 from semanticgan.labels import LabelSpec
@@ -80,16 +79,6 @@ def grid(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], columns: int, gap: int = 
         left = k % columns * (cell_w + gap) + (cell_w - w) // 2
         out[top : top + h, left : left + w] = image
     return out
-
-
-def sample_grid(
-    img: Float[Tensor, "n c h w"], seg_logits: Float[Tensor, "n k h w"], labels: LabelSpec, columns: int = 8
-) -> UInt8[np.ndarray, "gh gw 3"]:
-    """Generated images, below each its label map in the classes' colours; `columns` pairs a row."""
-    pixels = img.detach().float().mul(127.5).add(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-    label = seg_logits.detach().argmax(1).byte().cpu().numpy()
-    pairs = [np.concatenate([to_rgb(p), labels.to_colour(m)]) for p, m in zip(pixels, label, strict=True)]
-    return grid(pairs, columns)
 
 
 def _save(path: Path, image: Image.Image) -> None:

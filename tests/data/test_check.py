@@ -206,3 +206,11 @@ def test_sheet_that_cannot_be_written(root):
     (root / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         check(root, out_sheet=root / "file" / "sheet.png")
+
+
+def test_no_sheet_of_unreadable_images(root, tmp_path):
+    for path in [*root.glob("images/*"), *root.glob("more/*")]:
+        path.write_text("no image")
+    report = check(root, out_sheet=tmp_path / "sheet.png")
+    assert len(report.errors) == 12 and not (tmp_path / "sheet.png").exists()
+    assert not [line for line in report.lines if "contact sheet" in line]

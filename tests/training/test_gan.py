@@ -8,9 +8,9 @@ import torch
 
 from semanticgan import losses
 from semanticgan.data.synthetic import LABELS
-from semanticgan.labels import IGNORE_INDEX
+from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.training.checkpoint import load_checkpoint, stage_checkpoints
-from semanticgan.training.gan import ADA_LIMIT, GanTrainer, Health, TrainingData, new_gan_state, train_gan
+from semanticgan.training.gan import ADA_LIMIT, GanTrainer, Health, TrainingData, new_gan_state, sample_grid, train_gan
 from semanticgan.training.run import Interrupted, Run
 
 
@@ -308,3 +308,15 @@ def test_passing_trouble_is_not_told(tmp_path):
     for k in range(20):
         this.look(GOOD | ({"D_seg": 0.01} if k % 5 else {}), 0.5)
     assert said == []
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sample_grid_shows_image_over_label_map(channels):
+    img = torch.tensor([-1.0, 0.0, 1.5]).view(3, 1, 1, 1).expand(3, channels, 8, 8)
+    labels = LabelSpec.unnamed(2)
+    seg_logits = torch.zeros(3, 2, 8, 8)
+    seg_logits[0, 1] = 1
+    out = sample_grid(img, seg_logits, labels)
+    assert out.shape == (2 * 8, 3 * 8 + 2 * 2, 3)
+    assert (out[0, 0] == 0).all() and (out[0, 10] == 128).all() and (out[0, 20] == 255).all()
+    assert (out[8, 0] == labels.palette[1]).all() and (out[8, 10] == 0).all()

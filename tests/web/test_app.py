@@ -77,7 +77,7 @@ def test_first_mask_is_the_encoders(client, model, picture):
     assert (unrolled(answer["label"]) != wanted.label).mean() < 0.01
     assert answer["distance"] == pytest.approx(wanted.distance, abs=5e-3)
     assert answer["uncertainty"] == pytest.approx(float(wanted.uncertainty.mean()), abs=5e-3)
-    assert sum(answer["shares"]) == pytest.approx(1, abs=1e-4) and answer["words"]
+    assert answer["words"]
 
 
 def test_one_object_keeps_one_piece(model):

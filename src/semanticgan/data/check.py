@@ -103,8 +103,7 @@ def check(
     report.lines += [other] if (other := passed_over(root)) else []
     _report_copies(report, sources, findings)
     labels = _report_masks(report, root, sources, findings)
-    if out_sheet is not None:
-        _write_sheet(out_sheet, root, sources, findings, labels)
+    if out_sheet is not None and _write_sheet(out_sheet, root, sources, findings, labels):
         report.lines.append(f"contact sheet: {out_sheet}")
     return report
 
@@ -219,7 +218,8 @@ def _report_shares(report: Report, role: str, counts: list[np.ndarray], labels: 
     report.lines.append(f"classes, {role}: {', '.join(shares)}")
 
 
-def _write_sheet(path: Path, root: Path, sources: Sources, findings: dict[str, _Finding], labels: LabelSpec | None) -> None:
+def _write_sheet(path: Path, root: Path, sources: Sources, findings: dict[str, _Finding], labels: LabelSpec | None) -> bool:
+    """Whether there was an image to draw."""
     masked = dict.fromkeys([*sources.labeled, *sources.val])
     labeled = [p for p in masked if labels is not None and findings[p].counts is not None]
     known = set(labeled)
@@ -228,6 +228,7 @@ def _write_sheet(path: Path, root: Path, sources: Sources, findings: dict[str, _
     cells += [_cell(root, p, None) for p in _spread(others, _SHEET_OTHERS)]
     if cells:
         save_png(path, grid(cells, _SHEET_COLUMNS))
+    return bool(cells)
 
 
 def _spread(items: Sequence[str], count: int) -> list[str]:

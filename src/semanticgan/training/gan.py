@@ -23,7 +23,7 @@ from semanticgan.precision import autocast
 from semanticgan.training.checkpoint import State
 from semanticgan.training.distributed import ALONE, World
 from semanticgan.training.run import Clock, Run, Stage
-from semanticgan.visuals import sample_grid, save_png
+from semanticgan.visuals import grid, save_png, to_rgb
 
 ADA_EVERY = 4  # steps between two looks at D_img's signs
 ADA_LIMIT = 0.8  # beyond it the changes leak into the samples (ADA, section 2.2)
@@ -320,6 +320,14 @@ class GanTrainer:
         with torch.no_grad(), self.autocast():
             img, seg_logits = G(z, noise="none")
         return sample_grid(img, seg_logits, self.labels)
+
+
+def sample_grid(
+    img: Float[Tensor, "n c h w"], seg_logits: Float[Tensor, "n k h w"], labels: LabelSpec
+) -> UInt8[np.ndarray, "gh gw 3"]:
+    """Generated images, below each its label map in the classes' colours; eight pairs a row."""
+    pixels, label = transforms.to_u8(img).cpu().numpy(), seg_logits.detach().argmax(1).byte().cpu().numpy()
+    return grid([np.concatenate([to_rgb(p), labels.to_colour(m)]) for p, m in zip(pixels, label, strict=True)], columns=8)
 
 
 def _mean_sign(logits: Tensor | list[Tensor]) -> Tensor:

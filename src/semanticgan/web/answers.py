@@ -60,13 +60,11 @@ def answer(model: SemanticGAN, found: Found, steps: int) -> dict[str, Any]:
     Words on the distance only after as many steps of inversion as the validation images' distances, which it is ranked among.
     """
     label, _, uncertainty = found.maps()
-    counts = np.bincount(label.reshape(-1), minlength=model.labels.num_classes)
     height, width = label.shape
     small = Image.fromarray((uncertainty * 255).round().astype(np.uint8))
     small.thumbnail((MAP_SIDE, MAP_SIDE))
     out = {
         "label": {"width": width, "height": height, "runs": runs(label)},
-        "shares": [round(float(n) / label.size, 5) for n in counts],
         "uncertainty": round(float(uncertainty.mean()), 4),
         "uncertainty_map": data_url(png(np.asarray(small))),
     }

@@ -25,6 +25,7 @@ from semanticgan.visuals import save_png
 from semanticgan.web import pictures
 
 KEPT = ".kept"  # folder of old masks beside the new: hidden, so that no one takes them for masks
+THUMBNAIL = 128  # pixels that the shorter side keeps
 KEPT_BYTES = 240  # of a name there, without its number: file systems allow 255
 
 
@@ -142,9 +143,9 @@ class DataFolder:
             return pictures.jpeg(pixels, 92), "image/jpeg"
         return pictures.png(pixels), "image/png"
 
-    def thumbnail(self, name: str, side: int = 128) -> bytes:
-        pixels = pictures.read(self.path(name), name, self.channels, at_least=side).pixels
-        return pictures.jpeg(pictures.at_most(pixels, 8 * side), 80)  # a strip is long still
+    def thumbnail(self, name: str) -> bytes:
+        pixels = pictures.read(self.path(name), name, self.channels, at_least=THUMBNAIL).pixels
+        return pictures.jpeg(pictures.at_most(pixels, 8 * THUMBNAIL), 80)  # a strip is long still
 
     def mask(self, name: str) -> tuple[bytes, tuple[int, int]] | None:
         """Class ids row by row, gzipped, with width and height; None without a mask. Raises UserError for a bad one."""
