@@ -40,14 +40,14 @@ def choose_device(name: str) -> str:
     return name
 
 
-def whole(low: int) -> Callable[[str | int], int]:
+def whole(low: int, high: int = SEED_MAX) -> Callable[[str | int], int]:
     """A reader of whole numbers, and of defaults that are some, which says what it got and what it expected."""
 
     def parse(text: str | int) -> int:
         with suppress(ValueError):
-            if low <= int(text) <= SEED_MAX:
+            if low <= int(text) <= high:
                 return int(text)
-        raise typer.BadParameter(f"got {str(text)!r}, expected a whole number, {low} or more")
+        raise typer.BadParameter(f"got {str(text)!r}, expected a whole number from {low} to {high}")
 
     return parse
 

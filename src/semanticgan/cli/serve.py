@@ -11,7 +11,7 @@ from semanticgan.errors import UserError
 
 ModelOrRun = Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", show_default=False)]
 Data = Annotated[Path | None, typer.Option(metavar="DATA", help="Folder of images to label; masks are written into it.")]
-Port = Annotated[int, typer.Option(parser=whole(0), metavar="N", help="Of 127.0.0.1; 0: any that is free.")]
+Port = Annotated[int, typer.Option(parser=whole(0, 65535), metavar="N", help="Of 127.0.0.1; 0: any that is free.")]
 
 
 def serve(model: ModelOrRun, data: Data = None, port: Port = 8765, device: Device = "auto") -> None:
@@ -23,8 +23,6 @@ def serve(model: ModelOrRun, data: Data = None, port: Port = 8765, device: Devic
     missing = [package for package in ("fastapi", "uvicorn") if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(f"{missing[0]} is not installed, but the page needs it; pip install 'semanticgan[app]'")
-    if port > 65535:
-        raise UserError(f"--port {port}: expected 0 to 65535")
     from semanticgan.model import SemanticGAN
     from semanticgan.web.app import serve as serve_page
 
