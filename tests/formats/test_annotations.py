@@ -205,6 +205,15 @@ def test_image_files_of_other_endings_become_png(tmp_path):
     assert list(found) == ["a"] and found["a"][1].any()
 
 
+def test_an_object_cannot_be_the_background(tmp_path):
+    root = write_coco(tmp_path / "in", [BLOCK])
+    for classes in ("cat,dog", "dog"):
+        with pytest.raises(UserError, match=f"--classes: got '{classes[:3]}' first, .*; put background first"):
+            convert(root, tmp_path / "out", options=Options(classes=f"{classes},background"))
+    found, _ = converted(root, tmp_path / "out", options=Options(classes="rest,dog"))
+    assert found["a"][1].max() == 1
+
+
 def test_coco_without_annotations_is_unlabelled(tmp_path):
     found, said = converted(write_coco(tmp_path / "in", []), tmp_path / "out")
     assert found["a"][1] is None

@@ -188,3 +188,13 @@ def test_no_pictures_and_no_pydicom(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(UserError, match=r"pydicom is not installed.*pip install 'semanticgan\[medical\]'"):
         convert(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize("modality", ["SEG", "RTSTRUCT"])
+def test_labels_are_no_images(tmp_path, modality):
+    write_dicom(tmp_path / "in" / "a.dcm", ramp())
+    write_dicom(tmp_path / "in" / "b.dcm", ramp(), Modality=modality)
+    with pytest.raises(
+        UserError, match=rf"b\.dcm: got labels \(modality {modality}\), which are not read here; export them as NIfTI"
+    ):
+        convert(tmp_path / "in", tmp_path / "out")

@@ -69,9 +69,46 @@ def test_cvat_segmentation_masks(tmp_path):
     assert "counted as else: vessel, background" in said[1]
     with pytest.raises(UserError, match="--classes: got 'nerve', expected some of"):
         convert(root, tmp_path / "x", options=Options(classes="else,nerve"))
+    with pytest.raises(UserError, match="--classes: got 'vessel' first, the place of all pixels outside the objects"):
+        convert(root, tmp_path / "x", options=Options(classes="vessel,cell"))
     (root / "labelmap.txt").write_text("cell=1\n")
     with pytest.raises(UserError, match="got 'cell=1', expected name:red,green,blue"):
         convert(root, tmp_path / "x")
+
+
+def test_lists_of_voc(tmp_path):
+    """Their lines may have endings; those of no image are told."""
+    root = write_voc(tmp_path / "in")
+    (root / "ImageSets" / "Segmentation" / "val.txt").write_text("2007_0.jpg\n2008_1\n2008_2\n")
+    found, said = converted(root, tmp_path / "out")
+    assert (tmp_path / "out" / "val.txt").read_text() == "images/2007_0.jpg\n"
+    assert said[1] == f"{root / 'ImageSets' / 'Segmentation' / 'val.txt'}: 2 of 3 lines name no image, such as 2008_1"
+    (root / "labelmap.txt").write_text("background:0,0,0::\ncell:1,1,1::\nvessel:2,2,2::\n")
+    for mask in (root / "SegmentationClass").iterdir():
+        Image.fromarray(np.asarray(Image.open(mask))).save(mask)
+    same, again = converted(root, tmp_path / "mapped")
+    assert said[1] in again
+    np.testing.assert_array_equal(same["2007_1"][1], found["2007_1"][1])
+
+
+@pytest.mark.parametrize(("target", "name"), [("voc", "Void"), ("voc", "ignore"), ("coco", "void"), ("coco-polygons", "ignored")])
+def test_a_class_whose_name_would_ignore_it(tmp_path, target, name):
+    data = write_data(tmp_path / "data")
+    (data / "classes.json").write_text(json.dumps({"classes": [{"name": n} for n in ("background", name, "vessel")]}))
+    with pytest.raises(UserError, match=f"class '{name}': pixels of a class of this name are read as ignored ones; rename it"):
+        convert(data, tmp_path / "out", to_format=target)
+
+
+@pytest.mark.parametrize("target", ["RGB", "L", "1"])
+def test_white_masks_beside_a_labelmap(tmp_path, target):
+    """Whether in grey or in colours; not as ignored pixels."""
+    root = tmp_path / "in"
+    save(root / "JPEGImages" / "a.png", scene(0)[0])
+    (root / "SegmentationClass").mkdir()
+    Image.fromarray(np.eye(12, 17).astype(bool)).convert(target).save(root / "SegmentationClass" / "a.png")
+    (root / "labelmap.txt").write_text("background:0,0,0::\nlesion:255,255,255::\n")
+    found, _ = converted(root, tmp_path / "out")
+    np.testing.assert_array_equal(found["a"][1], np.eye(12, 17))
 
 
 def test_a_white_class_is_not_what_is_ignored(tmp_path):
@@ -196,6 +233,11 @@ def test_the_authors_lists(tmp_path):
     np.testing.assert_array_equal(found["1"][1], scene(1, ignored=False)[1])
     assert (tmp_path / "out" / "val_full_list.txt").read_text() == "images/1.png\n"
     assert (tmp_path / "out" / "unlabel_list.txt").read_text() == "images/0_2.png\nimages/1_2.png\n"
+    for stray in ("1.tif", "3.png", "4.npy"):
+        (root / "label_data" / "label" / stray).touch()
+        with pytest.raises(UserError, match=rf"label/{stray}: mask without image; expected one of the very same name"):
+            convert(root, tmp_path / "x")
+        (root / "label_data" / "label" / stray).unlink()
     (root / "label_data" / "val_full_list.txt").write_text("../../x.png\n")
     with pytest.raises(UserError, match="expected a plain path"):
         convert(root, tmp_path / "x")

@@ -168,6 +168,7 @@ def test_volumes_of_three_channels(tmp_path):
         ({"labels": {"background": 0, "cell": [1, 2]}}, "expected nnU-Net v2's form"),
         ({"labels": {"background": 0, "cell": 10**9}}, "more than 254 classes"),
         ({"labels": []}, "nnU-Net v2's form"),
+        ({"labels": {"background": 0, "cell": float("inf")}}, "nnU-Net v2's form"),
     ],
 )
 def test_bad_dataset_json(tmp_path, change, message):
@@ -188,3 +189,15 @@ def test_bad_cases(tmp_path):
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     assert "other.png: got no channel" in lines[0] and "got 2 channels" in lines[1] and "case_1.png: no such file" in lines[2]
+
+
+def test_labels_without_image(tmp_path):
+    root = write_nnunet(tmp_path / "in", {"background": 0, "cell": 1, "vessel": 2, "ignore": 3})
+    for name in ("labelsTr/c.png", "labelsTr/case_1.tif", "labelsTs/case_2.tif", "labelsTs/t.nii.gz"):
+        save(root / f"{name}.png", scene(0)[1])
+        (root / f"{name}.png").rename(root / name)
+        with pytest.raises(
+            UserError, match=rf"{name}: labels without image; expected CASE.png with an image of that case in images"
+        ):
+            convert(root, tmp_path / "out")
+        (root / name).unlink()

@@ -22,6 +22,7 @@ from semanticgan.formats.sets import (
     place_image,
     read_items,
     read_json,
+    require_counted,
     safe_name,
     write_json,
 )
@@ -190,8 +191,9 @@ def write_coco(content: ImageSet, out: Path, polygons: bool = False) -> None:
     """images/ and annotations.json: an object per class and image, as compressed run lengths; no colours.
 
     With `polygons` as polygons along the pixels' borders, or, where a class has holes, as plain run lengths. Ignored
-    pixels are an object of the category "ignore".
+    pixels are an object of the category "ignore". Raises UserError for a class of such a name.
     """
+    require_counted(content.labels.names[1:])
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for item, pixels, label in read_items(content.items):

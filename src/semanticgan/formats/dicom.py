@@ -44,13 +44,19 @@ def is_dicom(path: Path) -> bool:
 
 
 def _num_frames(path: Path) -> int:
-    """The frames of a DICOM file, 0 if it holds no picture. Raises UserError for enormous ones, and those packed as a whole."""
+    """The frames of a DICOM file, 0 if it holds no picture.
+
+    Raises UserError for labels, enormous files, and those packed as a whole.
+    """
     with naming(path):
         pydicom = require("pydicom")
         kind = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
         if kind == pydicom.uid.DeflatedExplicitVRLittleEndian:  # it would be unpacked before its size is known
             raise UserError(f"{path}: got a deflated file, expected another transfer syntax; store it uncompressed")
         data = pydicom.dcmread(path, stop_before_pixels=True)
+        if (modality := data.get("Modality")) in ("SEG", "RTSTRUCT"):
+            advice = "export them as NIfTI, or convert the images' folder alone"
+            raise UserError(f"{path}: got labels (modality {modality}), which are not read here; {advice}")
         if "Rows" not in data:
             return 0
         frames = int(data.get("NumberOfFrames") or 1)

@@ -1,13 +1,14 @@
 """Layouts of published sets: VOC (and CVAT's masks), CelebAMask-HQ, the SemanticGAN authors' lists, StyleGAN's archives."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
 from semanticgan.data.dataset import load_picture, raise_problems, read_mask_values
-from semanticgan.data.sources import SUFFIXES
+from semanticgan.data.sources import OTHERS, SUFFIXES
 from semanticgan.errors import UserError
 from semanticgan.formats.folders import (
     binary_notes,
@@ -33,6 +34,7 @@ from semanticgan.formats.sets import (
     named_labels,
     place_image,
     read_items,
+    require_counted,
     require_one_picture,
     safe_name,
     save_image,
@@ -56,13 +58,18 @@ def read_voc(source: Path, options: Options) -> ImageSet:
     masks = source / "SegmentationClass"
     pairs = pair_files(images, masks if masks.is_dir() else None, SUFFIXES)
     lists: dict[str, list[str]] = {}
+    lost: tuple[str, ...] = ()
     for path in sorted((source / "ImageSets" / "Segmentation").glob("*.txt")):
         names = [safe_name(line, str(path)) for line in _lines(path)]
+        names = [name if name in pairs else stem_of(name, SUFFIXES) for name in names]
         lists[path.stem] = [name for name in names if name in pairs]
+        if missing := [name for name in names if name not in pairs]:
+            lost += (f"{path}: {len(missing)} of {len(names)} lines name no image, such as {missing[0]}",)
     labelmap = source / "labelmap.txt"
     if not labelmap.is_file():
         labels = given_labels(options.classes)
-        return indexed(pairs, labels, mask_reader(labels, options), binary=False, lists=lists)
+        content = indexed(pairs, labels, mask_reader(labels, options), binary=False, lists=lists)
+        return replace(content, notes=content.notes + lost)
     found = []
     for line in _lines(labelmap):
         name, _, rest = line.partition(":")
@@ -76,20 +83,21 @@ def read_voc(source: Path, options: Options) -> ImageSet:
         raise UserError(f"{labelmap}: got one colour for {twice}, expected a colour for each; mend the lines")
     labels, ids, notes = named_labels(found, options, _class_0(labelmap, found))
     palette = {(0, 0, 0): 0, VOC_BORDER: IGNORE_INDEX} | {colour: ids[name] for name, colour in found}
+    greys = {r for r, g, b in palette if r == g == b}
 
     def label(path: Path) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
             require_one_picture(path)
             if colour_mode(path) in ("L", "1", "unreadable"):
                 values = read_mask_values(path)
-                if set(np.unique(values).tolist()) <= {*range(labels.num_classes), IGNORE_INDEX}:
+                if not (held := {*np.unique(values).tolist()}) <= greys and held <= {*range(labels.num_classes), IGNORE_INDEX}:
                     return values.astype(np.uint8)  # ids; other greys are colours
             return from_colours(path, palette).astype(np.uint8)
 
         return read
 
     items = [Item(name, image, label(mask) if mask else None) for name, (image, mask) in pairs.items()]
-    return ImageSet(tuple(items), labels, lists, notes=notes)
+    return ImageSet(tuple(items), labels, lists, notes=notes + lost)
 
 
 def _class_0(labelmap: Path, found: Sequence[tuple[str, tuple[int, int, int]]]) -> str | None:
@@ -174,6 +182,9 @@ def read_authors(source: Path, options: Options) -> ImageSet:
     )
     masks = {key: source / key.replace("/", "/label/", 1) for key in files if key.startswith("label_data/")}
     masks = {key: mask for key, mask in masks.items() if mask.is_file()}
+    stray = {*files_below(source / "label_data" / "label", (*SUFFIXES, *OTHERS)).values()} - {*masks.values()}
+    expected = "expected one of the very same name in label_data/image: add it, or rename or remove the mask"
+    raise_problems([f"{path}: mask without image; {expected}" for path in sorted(stray)])
     labels = given_labels(options.classes)
     read = mask_reader(labels, options)
     labels, is_binary = decide_labels(list(masks.values()), labels, read, binary=not options.reduce_zero_label)
@@ -212,6 +223,7 @@ def write_voc(content: ImageSet, out: Path) -> None:
     """
     if len(set(content.labels.palette)) < content.labels.num_classes:
         raise UserError("two classes have one colour, which a labelmap cannot tell apart; give each its own in classes.json")
+    require_counted(content.labels.names)
     bad = next((name for name in content.labels.names if name != name.strip() or ":" in name or name.startswith("#")), None)
     if bad is not None:
         raise UserError(f"class {bad!r}: a labelmap holds no name with spaces around it, a colon or # first; rename it")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from semanticgan.data.dataset import is_grey, load_picture, raise_problems, read_mask_values
-from semanticgan.data.sources import SUFFIXES
+from semanticgan.data.sources import OTHERS, SUFFIXES
 from semanticgan.errors import UserError
 from semanticgan.formats.folders import decide_labels
 from semanticgan.formats.sets import (
@@ -51,7 +51,7 @@ def read_nnunet(source: Path, options: Options) -> ImageSet:
     try:
         ending = str(content.get("file_ending", ".nii.gz")).lower()
         names, ignored = _names(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{source / 'dataset.json'}: {type(error).__name__} {error}; expected nnU-Net v2's form") from None
     if ending not in (*NIFTI, *SUFFIXES):
         raise UserError(
@@ -132,6 +132,10 @@ def _cases(source: Path, ending: str, version_2: bool) -> tuple[dict[str, tuple[
             cases.append((case, files, mask if mask.is_file() else None))
             if not mask.is_file() and labels == "labelsTr":
                 problems.append(f"{mask}: no such file; label the case or move it to imagesTs")
+        own = {f"{case}{ending}" for case in channels}
+        stray = [path for name, path in files_below(source / labels, (*SUFFIXES, *OTHERS)).items() if name not in own]
+        expected = f"expected CASE{ending} with an image of that case in {images}: add it, or rename or remove the labels"
+        problems += [f"{path}: labels without image; {expected}" for path in stray]
     raise_problems(problems)
     if not cases:
         raise UserError(f"{source}: no images in imagesTr ending in {ending}, expected some; correct the folder")

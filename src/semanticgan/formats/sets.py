@@ -221,7 +221,7 @@ def named_labels(
     """The classes of a source that names them (with colours), the class id of each name, and what to say.
 
     Class 0 is `class_0`, else the one called background, which is added where there is none. --classes chooses among the
-    names: others become background.
+    names: others become background. Raises UserError where it names others, or begins with one that background takes in.
     """
     names = [name for name, _ in found if name.casefold() not in IGNORE_NAMES]
     ids = {name: IGNORE_INDEX for name, _ in found if name not in names}
@@ -232,12 +232,22 @@ def named_labels(
         colours = dict(found)
         labels = make_labels(names, [colours.get(name) for name in names])
         return labels, ids | {name: k for k, name in enumerate(names)}, ()
+    first = labels.names[0]
+    if class_0 is None and first in names and first.casefold() not in BACKGROUND_NAMES:
+        raise UserError(f"--classes: got {first!r} first, the place of all pixels outside the objects; put background first")
     missing = [name for name in labels.names[1:] if name not in names]
     if missing:
         raise UserError(f"--classes: got {missing[0]!r}, expected some of {', '.join(names[:20])}; correct the name")
     ids |= {name: labels.names.index(name) if name in labels.names else 0 for name in names}
     others = [name for name in names if name not in labels.names]
-    return labels, ids, (f"counted as {labels.names[0]}: {', '.join(others[:10])}",) if others else ()
+    return labels, ids, (f"counted as {first}: {', '.join(others[:10])}",) if others else ()
+
+
+def require_counted(names: Sequence[str]) -> None:
+    """Raises UserError for a class of a name that stands for ignored pixels when it is read back."""
+    bad = next((name for name in names if name.casefold() in IGNORE_NAMES), None)
+    if bad is not None:
+        raise UserError(f"class {bad!r}: pixels of a class of this name are read as ignored ones; rename it in classes.json")
 
 
 def place_image(item: Item, pixels: np.ndarray, stem: Path) -> str:
