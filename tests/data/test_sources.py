@@ -268,6 +268,13 @@ def test_a_link_to_a_mask_that_is_not_there_is_told(root):
     assert stray_masks(root) == [f"{root}/masks/a01.png: link to a mask that is not there; fetch it, or remove the link"]
 
 
+def test_masks_in_a_linked_folder_are_looked_at(root, tmp_path):
+    (root / "masks").rename(tmp_path / "store")
+    (root / "masks").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "a01.tif").touch()
+    assert stray_masks(root) == [f"{root}/masks/a01.tif: got a mask ending in .tif, expected a01.png; store masks as PNG"]
+
+
 def test_names_that_only_look_alike_are_told(root):
     (root / "images" / "k\u00e4se.jpg").touch()
     (root / "masks" / "ka\u0308se.png").touch()

@@ -203,6 +203,14 @@ def test_reduce_zero_label(tmp_path):
     np.testing.assert_array_equal(found["train/a"][1], np.array([255, 0, 1])[label])
 
 
+def test_links_in_a_circle_are_followed_once(tmp_path):
+    data = write_data(tmp_path / "in" / "set", labeled=1, unlabeled=1)
+    for link in (data / "images" / "up", data / "images" / "here", data / "images" / "again"):
+        link.symlink_to("." if link.name != "up" else "../images")
+    convert(data, tmp_path / "out", from_format="folders")
+    assert sorted(content(tmp_path / "out")) == ["s0", "s1"]
+
+
 def test_nested_folders_of_images(tmp_path):
     for site in ("a", "b"):
         write_data(tmp_path / "in" / site, labeled=1, unlabeled=1)

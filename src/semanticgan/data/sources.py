@@ -15,6 +15,7 @@ from semanticgan.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".bmp", ".webp")
 OTHERS = (".gif", ".jp2", ".heic", ".avif", ".svs", ".npy", ".mha", ".nrrd", *VOLUMES)  # images, for others
+MASKS = frozenset({"masks"})  # folders in which no images are looked for
 CONTACT_SHEET = "contact_sheet.png"  # of `check`: no image of the data, wherever it lies
 
 
@@ -95,23 +96,23 @@ def _existing(path: Path) -> Path | None:
 
 
 def _below(folder: Path) -> list[str]:
-    """Every image file below a folder; folders named `masks`, what is hidden and contact sheets left out.
-
-    Links are followed once, and last: an image that lies in the folder itself has the name that it has there.
-    """
+    """Every image file below a folder; folders named `masks`, what is hidden and contact sheets left out."""
     images: list[str] = []
-    for here, files in _walk(folder):
+    for here, files in walk(folder, MASKS):
         images += [os.path.join(here, f) for f in files if f.lower().endswith(SUFFIXES) and f != CONTACT_SHEET]
     return sorted(images)
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Folders and their files, each folder once, those behind links last."""
+def walk(folder: Path, without: frozenset[str] = frozenset()) -> Iterator[tuple[str, list[str]]]:
+    """Folders and their files; left out is what is hidden, and folders of the names `without`.
+
+    Each folder comes once, those behind links last: a file that lies below the folder itself has the name that it has there.
+    """
     seen, roots = set(), [str(folder)]
     for root in roots:
         for here, folders, files in os.walk(root):
             folders[:] = [] if (real := os.path.realpath(here)) in seen else sorted(
-                f for f in folders if f != "masks" and not f.startswith(".")
+                f for f in folders if f not in without and not f.startswith(".")
             )  # fmt: skip
             if real in seen:
                 continue
@@ -122,7 +123,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 def passed_over(folder: Path) -> str:
     """What is said of the images of other formats below a folder; nothing where there are none."""
-    names = (f.lower() for _, files in _walk(folder) for f in files)
+    names = (f.lower() for _, files in walk(folder, MASKS) for f in files)
     found = Counter(max((s for s in OTHERS if name.endswith(s)), key=len) for name in names if name.endswith(OTHERS))
     if not found:
         return ""
@@ -322,8 +323,7 @@ def _by_folder(pool: Sequence[str]) -> str:
 def stray_masks(root: Path) -> list[str]:
     """A message for each file in a `masks` folder below root that no image will find: no image of its name, or not PNG."""
     problems = []
-    for here, folders, files in os.walk(root, followlinks=False):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+    for here, files in walk(root):
         parts = list(Path(here).parts)
         below = [k for k in range(len(Path(root).parts), len(parts)) if parts[k] == "masks"]
         if not below:
@@ -331,7 +331,7 @@ def stray_masks(root: Path) -> list[str]:
         parts[below[-1]] = "images"
         beside = Path(*parts)
         stems = {Path(f).stem for f in os.listdir(beside) if f.lower().endswith(SUFFIXES)} if beside.is_dir() else set()
-        for file in sorted(f for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")):
+        for file in sorted(f for f in files if f.lower().endswith(SUFFIXES)):
             stem, suffix = os.path.splitext(file)
             if not os.path.exists(os.path.join(here, file)):
                 problems.append(f"{here}/{file}: link to a mask that is not there; fetch it, or remove the link")

@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from semanticgan.data.dataset import BROKEN, FORMATS, is_grey, load_picture, num_frames, raise_problems
-from semanticgan.data.sources import SUFFIXES
+from semanticgan.data.sources import SUFFIXES, walk
 from semanticgan.errors import UserError
 from semanticgan.labels import IGNORE_INDEX, LabelSpec, default_colour
 
@@ -159,15 +159,9 @@ def item_name(path: PurePosixPath | Path, suffix: str | None = None) -> str:
 
 
 def files_below(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files with these endings below a folder by their path relative to it, sorted; hidden ones are left out."""
-    found = {}
-    for here, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith(".")) if here.count(os.sep) < 100 else []
-        for file in files:
-            if file.lower().endswith(tuple(suffixes)) and not file.startswith("."):
-                path = Path(here, file)
-                found[path.relative_to(folder).as_posix()] = path
-    return dict(sorted(found.items()))
+    """Files with these endings below a folder by their path relative to it, sorted; as `walk` finds them."""
+    paths = (Path(here, file) for here, files in walk(folder) for file in files if file.lower().endswith(tuple(suffixes)))
+    return dict(sorted((path.relative_to(folder).as_posix(), path) for path in paths))
 
 
 def distinct(names: Sequence[str]) -> list[str]:
