@@ -246,7 +246,9 @@ def test_bad_label_volumes(tmp_path, spoil, message):
         ({"shape": SHAPE, "affine": np.zeros((4, 4)).tolist(), "plane": "axial"}, "got an affine"),
         ({"shape": SHAPE, "affine": [[1], [2]], "plane": "axial"}, "got an affine"),
         ({"shape": SHAPE, "affine": np.eye(4).tolist(), "plane": "x"}, "cannot be read"),
-        ({"shape": [50, 60, 4], "affine": np.eye(4).tolist(), "plane": "axial"}, "no slice of"),
+        ({"shape": [50, 60, 4], "affine": np.eye(4).tolist(), "plane": "axial"}, "expected 50x60 as a slice of v"),
+        ({"shape": [6, 5, 4], "affine": np.eye(4).tolist(), "plane": "axial"}, r"got 5x6, expected 6x5 as a slice of v"),
+        ({"shape": [1, 1, 2**30], "affine": np.eye(4).tolist(), "plane": "axial"}, "expected 1x1 as a slice of v"),
     ],
 )
 def test_bad_geometry_files(tmp_path, entry, message):
@@ -256,6 +258,29 @@ def test_bad_geometry_files(tmp_path, entry, message):
     with pytest.raises(UserError, match=message):
         convert(tmp_path / "data", tmp_path / "out", to_format="nifti")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "written"), [("nifti", "images/v/overview.nii.gz"), ("nnunet", "imagesTs/v_overview_0000.png")]
+)
+def test_a_picture_beside_the_slices(tmp_path, target, written):
+    volume(tmp_path / "v.nii", np.eye(4))
+    convert(tmp_path / "v.nii", tmp_path / "data")
+    Image.new("RGB", (9, 7)).save(tmp_path / "data" / "images" / "v" / "overview.png")
+    convert(tmp_path / "data", tmp_path / "out", to_format=target)
+    assert (tmp_path / "out" / written).is_file()
+    Image.new("RGB", (9, 7)).save(tmp_path / "data" / "images" / "v.png")
+    with pytest.raises(UserError, match="v: got an image and a volume of one name"):
+        convert(tmp_path / "data", tmp_path / "named", to_format="nifti")
+
+
+def test_volumes_in_small_units(tmp_path):
+    data = np.linspace(0, 1e-9, 120, dtype=np.float32).reshape(SHAPE)
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "v.nii")
+    found, _ = converted(tmp_path / "v.nii", tmp_path / "out")
+    shown = np.concatenate([image.ravel() for image, _ in found.values()])
+    assert shown.min() == 0 and shown.max() == 255 and len(np.unique(shown)) > 100
+    assert (volumes.windowed(np.full(3, 7.0), 7.0, 7.0) == 0).all()
 
 
 def test_without_nibabel(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from semanticgan.formats.sets import (
     save_image,
     write_json,
 )
-from semanticgan.formats.volumes import NIFTI, from_volumes, grey, reassembled, save_volume, volume_values
+from semanticgan.formats.volumes import NIFTI, from_volumes, grey, is_slice, reassembled, save_volume, volume_values
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 
 IGNORE = "ignore"  # nnU-Net's own name for it; its value is the highest
@@ -161,7 +161,7 @@ def write_nnunet(content: ImageSet, out: Path) -> None:
         raise UserError(
             f"classes {', '.join(names)}: nnU-Net calls class 0 background and has its own {IGNORE}; rename with --classes"
         )
-    ending = ".nii.gz" if content.volumes and all(i.name.rpartition("/")[0] in content.volumes for i in content.items) else ".png"
+    ending = ".nii.gz" if content.volumes and all(is_slice(i.name, content.volumes) for i in content.items) else ".png"
     writer = _write_volumes if ending == ".nii.gz" else _write_images
     cases = dict(zip([i.name for i in content.items], distinct([i.name.replace("/", "_") for i in content.items]), strict=True))
     channels, count, any_ignored = writer(content, out, cases)

@@ -115,7 +115,7 @@ def read_geometry(path: Path, plane: str | None = None) -> Geometry:
         shape = (*shape, 1)
     if len(shape) != 3 or kind.kind not in "iuf":
         raise UserError(f"{path}: got an array of shape {shape}, expected one grey volume of 3 axes; split it into volumes")
-    if 0 in shape or math.prod(shape) * kind.itemsize > MAX_BYTES or max(shape) > MAX_SLICES:
+    if min(shape) < 1 or math.prod(shape) * kind.itemsize > MAX_BYTES or max(shape) > MAX_SLICES:
         most = f"expected at most 1 GiB of them, {MAX_SLICES} along an axis; crop it"
         raise UserError(f"{path}: got {shape} voxels of {kind}, {most}")
     return checked_geometry(
@@ -210,7 +210,7 @@ def percentiles(values: np.ndarray) -> tuple[float, float]:
 
 def windowed(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Values -> uint8, `low` and below black, `high` and above white, what is no number black."""
-    scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) * (255 / max(high - low, 1e-6))
+    scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) * (255 / ((high - low) or 1.0))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
@@ -269,7 +269,7 @@ def volume_items(
         if other.shape != geometry.shape or not np.allclose(other.affine, geometry.affine, atol=1e-3):
             raise UserError(f"{path}: got another shape or affine than {images[0]}; resample one to the other")
     items = []
-    for k in range(num_slices(geometry)):
+    for k in range(sliced_shape(geometry)[0]):
         label = partial(_label_slice, mask, geometry, read, k) if mask else None
         items.append(Item(f"{name}/{k:04d}", slice_image(images, geometry, k, options), label))
     return geometry, items
@@ -279,9 +279,15 @@ def _label_slice(path: Path, geometry: Geometry, read: Read, k: int) -> np.ndarr
     return _label_slices(path, geometry, read)[k]
 
 
-def num_slices(geometry: Geometry) -> int:
-    order = require("nibabel.orientations").io_orientation(np.array(geometry.affine))[:, 0].tolist()
-    return geometry.shape[order.index(PLANES[geometry.plane][0])]
+def sliced_shape(geometry: Geometry) -> tuple[int, ...]:
+    """The number of a volume's slices, their height and width."""
+    return to_slices(np.broadcast_to(np.uint8(0), geometry.shape), geometry).shape
+
+
+def is_slice(name: str, volumes: Mapping[str, Geometry]) -> bool:
+    """Whether an item of this name is a slice of one of the volumes."""
+    volume, _, number = name.rpartition("/")
+    return volume in volumes and number.isdecimal() and int(number) < sliced_shape(volumes[volume])[0]
 
 
 def read_nifti(source: Path, options: Options) -> ImageSet:
@@ -324,22 +330,21 @@ def reassembled(content: ImageSet) -> Iterator[tuple[str, Geometry, np.ndarray, 
     """
     groups: dict[str, list[Item]] = {}
     for item in content.items:
-        volume, _, number = item.name.rpartition("/")
-        member = volume in content.volumes and number.isdecimal() and int(number) < num_slices(content.volumes[volume])
-        groups.setdefault(volume if member else item.name, []).append(item)
+        if item.name in content.volumes:
+            raise UserError(f"{item.name}: got an image and a volume of one name; rename the image, or take it away")
+        member = is_slice(item.name, content.volumes)
+        groups.setdefault(item.name.rpartition("/")[0] if member else item.name, []).append(item)
     for name, items in groups.items():
         geometry = content.volumes.get(name)
         images = labels = None
         for item, pixels, label in read_items(items):
             height, width, channels = pixels.shape
             geometry = geometry or Geometry((width, height, 1), FLAT, "axial")
-            count, k = (num_slices(geometry), int(item.name.rpartition("/")[2])) if name in content.volumes else (1, 0)
-            if images is None:
-                images = np.zeros((count, height, width, channels), np.uint8)
-                if sorted(geometry.shape) != sorted((count, height, width)):
-                    raise UserError(f"{item.name}: got {width}x{height}, no slice of {geometry.shape}; mend volumes.json")
-            if pixels.shape != images.shape[1:]:
-                raise UserError(f"{item.name}: got {width}x{height}, expected the size of the volume's other slices; replace it")
+            shape, k = sliced_shape(geometry), int(item.name.rpartition("/")[2]) if name in content.volumes else 0
+            if (height, width) != shape[1:]:
+                expected = f"expected {shape[2]}x{shape[1]} as a slice of {name}; replace it, or mend volumes.json"
+                raise UserError(f"{item.name}: got {width}x{height}, {expected}")
+            images = np.zeros((*shape, channels), np.uint8) if images is None else images
             images[k] = pixels
             if label is not None:
                 labels = np.full(images.shape[:3], IGNORE_INDEX, np.uint8) if labels is None else labels
