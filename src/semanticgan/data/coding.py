@@ -119,7 +119,7 @@ def labels_from_values(root: Path, counts: Mapping[Path, Counts]) -> LabelSpec:
     return labels
 
 
-def labels_of(values: Mapping[Path, set[int]], named: LabelSpec | None, binary: bool = True) -> LabelSpec:
+def labels_of(values: dict[Path, set[int]], named: LabelSpec | None, binary: bool = True) -> LabelSpec:
     """The classes, `named` or class_0, class_1, ..., in the coding of masks with these values; without `binary` 255 is ignored.
 
     Raises UserError when a value is no class, or masks contradict each other.
