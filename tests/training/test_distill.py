@@ -61,9 +61,10 @@ RESUME = {"data": None, "labeled": [], "val": [], "kimg": None, "overrides": [],
 
 @pytest.mark.parametrize(("setting", "expected"), [(None, True), ("predict.one_object=false", False)])
 def test_one_object_is_the_teachers_unless_said(teacher, setting, expected):
-    source = SemanticGAN.load(teacher).configured(one_object=True, labels=LabelSpec.unnamed(2))
+    source = SemanticGAN.load(teacher).configured(one_object=True, convex=True, labels=LabelSpec.unnamed(2))
     overrides = [*SETTINGS, *([setting] if setting else [])]
-    assert module.student_config(source, overrides, None).predict.one_object is expected
+    predict = module.student_config(source, overrides, None).predict
+    assert predict.one_object is predict.convex is expected
 
 
 @pytest.mark.parametrize(("trunk", "expected"), [("none", 5), ("efficientnet-lite0", 3)])

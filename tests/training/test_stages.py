@@ -205,6 +205,15 @@ def test_resume_may_repeat_what_the_run_has(call, planned, scenes, small_setting
     assert call(**(RESUME | same))[-1] == "dry run: nothing was written"
 
 
+def test_resume_may_repeat_a_setting_that_needs_others_of_the_run(call, planned):
+    """As in a run that went on from another one: the preset alone, without its other settings, could not take this one."""
+    content = json.loads((planned / "config.json").read_text())
+    content["config"]["data"]["resolution"] = 64
+    content["config"]["networks"]["widths"] = dict.fromkeys((4, 8, 16, 32, 64), 8)
+    (planned / "config.json").write_text(json.dumps(content))
+    assert call(**(RESUME | {"overrides": ["data.resolution=64"], "dry_run": True}))[-1] == "dry run: nothing was written"
+
+
 def test_resume_beside_another_process_leaves_the_run_alone(call, planned, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     with held(tmp_path / "run", new=False), pytest.raises(UserError, match="another process trains in this run"):

@@ -22,7 +22,7 @@ from semanticgan.model import SemanticGAN
 from semanticgan.nn.unet import PretrainedUNet, UNet
 from semanticgan.precision import resolved
 from semanticgan.predict import Found
-from semanticgan.training.encoder import require_one_object_fits
+from semanticgan.training.encoder import require_predict_fits
 from semanticgan.training.export import card, summary, versions
 from semanticgan.training.plan import Plan, require_same
 from semanticgan.training.run import Interrupted, Run, duration, held, require_new_folder, write_text
@@ -107,9 +107,11 @@ def student_config(teacher: SemanticGAN, overrides: list[str], seed: int | None)
         require_levels_fit(theirs.data, student.widths, student.trunk)
     except ValueError as error:
         raise UserError(f"student.{error}") from None
-    open_ones = {name: getattr(theirs, name) for name in ("one_object", "convex") if getattr(config.predict, name) is None}
-    predict = config.predict.model_copy(update=open_ones)
-    require_one_object_fits(predict, theirs.labels.num_classes)
+    one, convex = config.predict.one_object, config.predict.convex
+    one = theirs.one_object if one is None else one
+    convex = (one and theirs.convex) if convex is None else convex
+    predict = config.predict.model_copy(update={"one_object": one, "convex": convex})
+    require_predict_fits(predict, theirs.labels.num_classes)
     return config.model_copy(
         update={
             "preset": STUDENT,

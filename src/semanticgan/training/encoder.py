@@ -48,10 +48,11 @@ class ValidationData:
     labels: UInt8[np.ndarray, "n r r"]
 
 
-def require_one_object_fits(predict: PredictConfig, num_classes: int) -> None:
-    """Raises UserError where one object is asked for among more classes, or its hull where there may be several."""
-    if predict.one_object and num_classes != 2:
-        raise UserError(f"predict.one_object: got true for {num_classes} classes, expected two; leave it out")
+def require_predict_fits(predict: PredictConfig, num_classes: int) -> None:
+    """Raises UserError where zoom or one object is asked for among more classes, or its hull where there may be several."""
+    for name in ("zoom", "one_object"):
+        if getattr(predict, name) and num_classes != 2:
+            raise UserError(f"predict.{name}: got true for {num_classes} classes, expected two; leave it out")
     if predict.convex and not predict.one_object:
         raise UserError("predict.convex: got true, but there is not one object; set predict.one_object=true too, or leave it out")
 
@@ -69,7 +70,7 @@ def with_one_object_decided(config: Config, labels: LabelSpec, data: TrainingDat
             run.log("one object: the known masks have one piece each, so label maps will (else set predict.one_object=false)")
             if least_share(data.labels):
                 run.log("one object: no labelled image is without it, so unlabelled ones are taken to show it too")
-    require_one_object_fits(config.predict.model_copy(update={"one_object": one}), labels.num_classes)
+    require_predict_fits(config.predict.model_copy(update={"one_object": one}), labels.num_classes)
     if convex is None:
         convex = one and are_convex(some)
         if convex:

@@ -71,7 +71,8 @@ def require_same(plan: Plan, given: dict[str, Any]) -> None:
     if given["preset"] not in (None, "auto", config.preset):
         wrong.append(f"--preset: got {given['preset']}, the run has {config.preset}")
     if given["preset"] or given["overrides"] or given["seed"] is not None:
-        asked = build_config("cpu64" if config.preset == STUDENT else config.preset, given["overrides"], given["seed"])
+        preset = "cpu64" if config.preset == STUDENT else config.preset
+        asked = build_config(preset, given["overrides"], given["seed"], config.model_dump(exclude={"preset"}))
         for text in given["overrides"]:
             section, field = text.partition("=")[0].strip().split(".", 1)
             ours, theirs = getattr(getattr(config, section), field), getattr(getattr(asked, section), field)

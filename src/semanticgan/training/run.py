@@ -255,9 +255,10 @@ class Stage:
                     self.run.world.wait()  # rank 0 alone writes: a slow disk must not look like a rank that is gone
                     tick_at, tick_nimg = time.monotonic(), self.state.nimg
                 stopped_by = int(self.run.world.highest(float(self.run.stopped_by or 0)))
-                if stopped_by and not last:
-                    self._require_finite(self.means.take())
-                    self.save()
+                if stopped_by:
+                    if not last:
+                        self._require_finite(self.means.take())
+                        self.save()
                     self.run.world.wait()  # a rank that ended earlier might have the others ended before they have saved
                     raise Interrupted(stopped_by)
 

@@ -81,8 +81,8 @@ def train(
         run = Run(out, say, world)
         try:
             run_stages(plan, run)
-        except Interrupted:
-            run.log(f"saved; go on with: semanticgan train --out {shlex.quote(str(out))} --resume")
+        except (Interrupted, KeyboardInterrupt):
+            run.log(f"go on with: semanticgan train --out {shlex.quote(str(out))} --resume")
             raise
 
 
@@ -162,7 +162,8 @@ def require_shares(config: Config, processes: int) -> None:
     """Raises UserError unless processes can share the batches evenly, with D_img's groups and the encoder's thirds whole."""
     if processes == 1:
         return
-    batch, most = config.gan.batch, min(config.networks.mbstd_group, config.gan.batch)
+    batch = config.gan.batch
+    most = 1 if config.networks.d_img == "projected" else min(config.networks.mbstd_group, batch)  # that one has no groups
     group = next(size for size in range(most, 0, -1) if batch % size == 0)
     if config.gan.pl_weight:
         group = math.lcm(group, 2)  # path length takes half the batch
