@@ -1,4 +1,5 @@
 import json
+import os
 import struct
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -13,7 +14,7 @@ from semanticgan import model as model_module
 from semanticgan.config import InversionConfig, ModelConfig
 from semanticgan.data.synthetic import LABELS, draw_scene
 from semanticgan.errors import UserError
-from semanticgan.model import SemanticGAN, build_networks, find_model
+from semanticgan.model import SemanticGAN, build_networks, find_model, settings_in_words
 
 
 def build(small_config, *, seed=0, **changes):
@@ -91,6 +92,26 @@ def test_save_and_load_give_the_same_model(model, folder, assert_same):
 def test_a_card_may_name_any_path(model, tmp_path):
     model.save(tmp_path / "m", "trained on data\udcff\n")
     assert (tmp_path / "m" / "README.md").read_text() == "trained on data?\n"
+
+
+def test_a_model_is_saved_in_the_working_directory(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model.save(".", "")
+    assert SemanticGAN.load(".").config == model.config and os.getcwd() == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"views": True}, "the encoder, 0 steps of inversion, 8 views, softmax temperature 1"),
+        ({"views": True, "contrast": 1.4, "zoom": True}, "8 views of 1.4 times the contrast, second pass on a crop,"),
+        ({"views": False, "contrast": 1.4}, "0 steps of inversion, one view, softmax"),  # a single view is never changed
+        ({"one_object": True, "convex": True, "temperature": 2.34567}, "one convex object, softmax temperature 2.346"),
+        ({"has_encoder": False, "steps": 200}, "w_avg (there is no encoder), 200 steps of inversion, "),
+    ],
+)
+def test_settings_in_words(model, settings, expected):
+    assert expected in settings_in_words(model.config.model_copy(update=settings))
 
 
 def test_a_model_is_saved_where_a_link_leads(model, tmp_path):

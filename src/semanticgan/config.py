@@ -171,7 +171,7 @@ class PredictConfig(Section):
         1,
         ge=1,
         le=4,
-        description="of the views, relative to the image's; 1.4 finds fainter objects, but is less sturdy elsewhere",
+        description="of several views, relative to the image's; 1.4 finds fainter objects, but is less sturdy elsewhere",
     )
     zoom: bool | None = Field(None, description="second pass on a crop round the first mask; unset: by validation")
     steps: int | None = Field(None, ge=0, description="inversion steps; unset: by validation")
@@ -257,7 +257,7 @@ class ModelConfig(Section):
     temperature: float = Field(1, gt=0, description="softmax temperature, chosen on validation images")
     one_object: bool = Field(False, description="label maps of two classes keep one piece of the second alone")
     convex: bool = Field(False, description="and its dents are filled")
-    contrast: float = Field(1, ge=1, le=4, description="of the views")
+    contrast: float = Field(1, ge=1, le=4, description="of several views")
     distance_quantiles: tuple[float, ...] = Field((), description="LPIPS of validation images at 0, .05, ..., 1")
     versions: dict[str, str] = {}
 

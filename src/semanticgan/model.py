@@ -213,7 +213,7 @@ class SemanticGAN:
         `card` is the README's text; by default that of the folder which the model was loaded from.
         Raises UserError when the place cannot be written or holds something else than a model.
         """
-        folder = Path(folder)
+        folder = Path(os.path.abspath(folder))
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: is a file; name a new folder")
         if folder.exists() and any(folder.iterdir()) and not (folder / "model.safetensors").is_file():
@@ -231,9 +231,9 @@ class SemanticGAN:
             (temporary / "config.json").write_text(self.config.to_json(), encoding="utf-8")
             card_text = self.card if card is None else card
             (temporary / "README.md").write_text(card_text, encoding="utf-8", errors="replace")  # it may name any path
-            try:
-                temporary.rename(folder)  # whole at once, where there is nothing yet or an empty folder
-            except OSError:
+            if not folder.exists():
+                temporary.rename(folder)
+            else:  # file by file, as it may be the working directory
                 for file in temporary.iterdir():
                     file.replace(folder / file.name)
         except (OSError, SafetensorError) as error:
@@ -351,6 +351,20 @@ def _download(name: str) -> Path:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def settings_in_words(config: ModelConfig) -> str:
+    """How a model segments by default."""
+    start = "the encoder" if config.has_encoder else "w_avg (there is no encoder)"
+    parts = ["the U-Net" if config.kind == "student" else f"{start}, {config.steps} steps of inversion"]
+    views = {"none": 1, "flip": 2, "all": 8}[config.data.symmetry if config.views else "none"]
+    contrast = f" of {config.contrast:g} times the contrast" if config.contrast != 1 else ""
+    parts.append("one view" if views == 1 else f"{views} views{contrast}")
+    if config.zoom:
+        parts.append("second pass on a crop")
+    if config.one_object:
+        parts.append("one convex object" if config.convex else "one object")
+    return ", ".join([*parts, f"softmax temperature {config.temperature:.4g}"])
 
 
 def distance_rank(distance: float | None, quantiles: Sequence[float]) -> float | None:

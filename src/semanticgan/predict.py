@@ -172,7 +172,7 @@ def predict(
     zoom: bool = False,  # second look at a crop round the first mask, kept where it is surer; not for more than two classes
     one_object: bool = False,  # keep one piece of the second class alone; not for more than two classes
     convex: bool = False,  # and fill its dents
-    contrast: float = 1.0,  # of the views: differences from the image's mean colour times this
+    contrast: float = 1.0,  # of several views: differences from the image's mean colour times this
     temperature: float = 1.0,
     batch: int = 32,  # images worked on together
     device: torch.device | str = "cpu",

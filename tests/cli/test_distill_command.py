@@ -72,7 +72,7 @@ def test_segment_and_evaluate(command, student, data, tmp_path):
 def test_info(command, student):
     done = command("info", student)
     assert done.code == 0
-    for words in ("student of: runs/first", "networks: S 0.0", "segments with: the U-Net;", f"semanticgan segment {student}"):
+    for words in ("student of: runs/first", "networks: S 0.0", "segments with: the U-Net, ", f"semanticgan segment {student}"):
         assert words in done.out, done.out
     assert "--steps" not in done.out
 

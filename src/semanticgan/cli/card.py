@@ -9,9 +9,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from semanticgan.config import STUDENT, ModelConfig, read_model_config
+from semanticgan.config import STUDENT, read_model_config
 from semanticgan.errors import UserError
-from semanticgan.model import find_model
+from semanticgan.model import find_model, settings_in_words
 from semanticgan.scores import Scores
 from semanticgan.training.plan import read_paths
 
@@ -67,7 +67,7 @@ def _model_lines(folder: Path, name: str) -> Iterator[str]:
         yield f"student of: {config.teacher}"
     yield f"images: {config.data.in_words}"
     yield f"networks: {_sizes(weights)}"
-    yield f"segments with: {_defaults(config)}"
+    yield f"segments with: {settings_in_words(config)}"
     quantiles = config.distance_quantiles
     if len(quantiles) > 1:
         middle, high = quantiles[len(quantiles) // 2], quantiles[-2]
@@ -80,19 +80,6 @@ def _model_lines(folder: Path, name: str) -> Iterator[str]:
         yield f"card: {card}"
     start = " --steps 200" if config.steps == 0 and not config.has_encoder and config.kind != "student" else ""
     yield f"use: semanticgan segment {shlex.quote(name)} IMAGES{start} --out DIR"
-
-
-def _defaults(config: ModelConfig) -> str:
-    start = "the encoder" if config.has_encoder else "w_avg (there is no encoder)"
-    start = "the U-Net" if config.kind == "student" else start
-    parts = [f"{start}, then {config.steps} steps of inversion" if config.steps else start]
-    if config.views and config.data.symmetry != "none":
-        parts.append("average over views" + (f" of {config.contrast:g} times the contrast" if config.contrast != 1 else ""))
-    if config.zoom:
-        parts.append("second pass on a crop")
-    if config.one_object:
-        parts.append("one convex object" if config.convex else "one object")
-    return f"{', '.join(parts)}; temperature {config.temperature:.3g}"
 
 
 def _sizes(weights: Path) -> str:

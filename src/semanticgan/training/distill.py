@@ -234,7 +234,8 @@ def export_student(
         scores = evaluate(model.find, sources.root, sources.val, plan.labels, config.data.num_channels)
         run.log(summary(scores))
         write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
-    open_ones = [*(["views"] if config.predict.views else []), *(["zoom"] if config.predict.zoom is None else [])]
+    may_look, may_zoom = config.predict.views and config.data.symmetry != "none", plan.labels.num_classes == 2
+    open_ones = [*(["views"] if may_look else []), *(["zoom"] if may_zoom and config.predict.zoom is None else [])]
     model.save(run.folder / "model", card(model.config, sources, scores, plan.command, lengths, config.run.seed, open_ones, how))
 
 

@@ -15,7 +15,7 @@ from semanticgan.config import Config, ModelConfig
 from semanticgan.data.sources import Sources
 from semanticgan.evaluation import Choice, Share, choose, evaluate
 from semanticgan.labels import LabelSpec
-from semanticgan.model import SemanticGAN
+from semanticgan.model import SemanticGAN, settings_in_words
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
 from semanticgan.predict import Found
@@ -64,7 +64,8 @@ def export_model(
     def write() -> None:
         if scores:
             write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
-        open_ones = [name for name in ("steps", "zoom") if getattr(config.predict, name) is None]
+        may_zoom = labels.num_classes == 2 and config.predict.zoom is None
+        open_ones = [*(["steps"] if config.predict.steps is None else []), *(["zoom"] if may_zoom else [])]
         text = card(model.config, sources, scores, command, lengths, config.run.seed, open_ones, how)
         model.save(run.folder / "model", text)
 
@@ -106,14 +107,9 @@ def card(
 ) -> str:  # fmt: skip
     """The model folder's README.md: what it is, what it was trained on and how, and its validation scores."""
     classes = ", ".join(config.labels.names)
-    zoom = ", second pass on a crop" if config.zoom else ""
-    zoom += f", one {'convex ' if config.convex else ''}object" if config.one_object else ""
-    views = {"none": "one view", "flip": "two views", "all": "eight views"}[config.data.symmetry if config.views else "none"]
-    views += f" of {config.contrast:g} times the contrast" if config.contrast != 1 else ""
     imagenet = config.kind != "student" and config.networks.encoder_trunk != "residual"  # a student's `how` says it
     how = [*how, *(["The encoder's trunk began with weights trained on ImageNet."] if imagenet else [])]
     student = config.kind == "student"
-    steps = "" if student else f"{config.steps} inversion steps, "
     chosen = f"{', '.join(open_ones)} and temperature were" if open_ones else "the temperature was"
     what = f"Segments images into: {classes}."
     what += f" A U-Net, student of `{config.teacher}`; its `reconstruction` and `distance` are None." if student else ""
@@ -134,8 +130,7 @@ def card(
         + ", ".join(f"{name} {value:g}" for name, value in lengths.items()) + ".", "",
         "```", command, "```", *(["", " ".join(how)] if how else []), "",
         "## Use", "",
-        f"By default: {steps}{views}{zoom}, softmax temperature {config.temperature:g}; "
-        f"{chosen} chosen on the validation images.", "",
+        f"By default: {settings_in_words(config)}; {chosen} chosen on the validation images.", "",
     ]  # fmt: skip
     if scores:
         lines += ["## Validation scores", "", "| class | IoU | 95 % | Dice |", "|---|---|---|---|"]
