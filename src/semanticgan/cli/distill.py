@@ -44,8 +44,8 @@ def distill(
     """Train a student: a plain U-Net that learns from the model and segments in one pass.
 
     It learns from G's samples (of a run, filtered by its discriminators), from the label maps that the model, and every
-    --teacher, give the unlabelled images, and from the labelled images. Exported to RUN/model; segment, evaluate, info, serve
-    and export take it.
+    --teacher, give the unlabelled images, and from the labelled images. Exported to RUN/model; segment, evaluate, info, report,
+    serve, export and push take it.
     """
     from semanticgan.training.distill import distill as train_student
 

@@ -132,7 +132,7 @@ def options(
     pass
 
 
-@app.command(epilog=example("check my_data", "check skin --labeled train_40_seed0.txt --val val.txt"))
+@app.command(epilog=example("check my_data", "check skin --labeled splits/train_40_seed0.txt --val splits/val.txt"))
 def check(
     data: DataFolder,
     labeled: Labeled = [],  # noqa: B006
@@ -163,8 +163,8 @@ def check(
 @app.command(
     epilog=example(
         "train --data my_data --out runs/first",
-        "train --data skin --labeled train_40_seed0.txt --unlabeled ham10000 --val val.txt \\\n"
-        "      --preset cpu64 --hours 2.5 --out runs/skin",
+        "train --data skin --labeled splits/train_40_seed0.txt --unlabeled splits/train_all.txt \\\n"
+        "      --unlabeled ham10000 --val splits/val.txt --hours 2.5 --out runs/skin",
         "train --out runs/skin --resume",
     )
 )
@@ -280,7 +280,8 @@ def sample(model: Model, num: Num, out: Folder, seed: Seed = 0, truncation_psi: 
 app.command(
     epilog=example(
         "distill runs/first --data my_data --out runs/small",
-        "distill runs/skin --data skin --labeled train_40_seed0.txt --val val.txt --out runs/small",
+        "distill runs/skin --data skin --labeled splits/train_40_seed0.txt --unlabeled splits/train_all.txt \\\n"
+        "      --unlabeled ham10000 --val splits/val.txt --out runs/small",
     )
 )(distill)
 app.command(epilog=example("convert coco_folder --out my_data", "convert my_data --to nnunet --out Dataset101_Skin"))(convert)
