@@ -209,3 +209,33 @@ def test_what_is_not_installed(small_config, monkeypatch, package):
 )
 def test_licence(card, words):
     assert words in export.licence(card)
+
+
+def test_the_network_to_be_exported_says_what_the_package_says(small_config):
+    """Before it is traced, which takes longer: temperature and all; and reconstructions are images."""
+    model = build(small_config)
+    images = np.stack([draw_scene(seed, "a", 16)[0] for seed in range(2)])
+    found = predict(GeneratorPredictor(model.G, model.E, None, model.config.inversion, precision="fp32"), images, resolution=16,
+                    temperature=1.3)  # fmt: skip
+    expected = np.stack([f.maps()[1] for f in found])
+    model.G.synthesis.blocks[-1].to_img.bias += 3  # white and beyond
+    with torch.no_grad():
+        probs, label, reconstruction = export.EncoderWithGenerator(model)(to_float(torch.from_numpy(images)))
+    assert np.abs(probs.numpy() - expected).max() < 1e-4 and (label.numpy() == probs.numpy().argmax(1)).all()
+    assert reconstruction.max() == 1
+
+
+def test_a_student_to_be_exported_has_its_temperature():
+    config = ModelConfig(kind="student", labels=LABELS, data=DataConfig(resolution=16, channels=3), widths=(8, 16), trunk="none",
+                         teacher="t", temperature=1.3)  # fmt: skip
+    torch.manual_seed(0)
+    model = SemanticGAN(config, None, S=named_networks(config)["S"])
+    torch.nn.init.normal_(model.S.head.weight)
+    img = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(export.Student(model)(img)[0], (model.S(img) / 1.3).softmax(1))
+
+
+def test_metadata_say_how_images_are_fitted(small_config):
+    model = build(small_config).configured(data=small_config("data.fit=pad").data)
+    assert export.metadata(model)["fit"] == "pad"

@@ -259,3 +259,37 @@ def test_noise_autocorrelation_tells_noise_from_signal():
     assert noise_autocorrelation([white]).max() < 0.1  # its 8 px level alone: twice 1/64 on average
     constant = torch.ones(1, 1, 8, 8)
     assert noise_autocorrelation([constant]).tolist() == [2]  # both directions, one scale
+
+
+def test_a_loss_that_falls_slowly_still_falls():
+    """By a hundredth a step; one that falls by a tenth of a thousandth has settled."""
+    search, shares = inversion._Search(2, torch.device("cpu"), patience=5), torch.tensor([0.99, 0.9999])
+    for step in range(9):
+        active = search.active()
+        loss = shares[active] ** step
+        search.record(active, step, loss, [loss])
+    assert search.active().tolist() == [0] and search.steps.tolist() == [8, 5]
+
+
+def test_noise_has_its_weight_in_the_loss(G, lpips, problem, quick):
+    config = InversionConfig(noise=True, lpips=0, mse=0, prior=0)
+    maps = [m.repeat(5, 1, 1, 1) for m in G.noise_maps(1, torch.Generator().manual_seed(0))]
+    torch.testing.assert_close(invert(G, lpips, *problem, config, 0).loss, 100 * noise_autocorrelation(maps))
+
+
+def test_noise_autocorrelation_keeps_the_variance_from_scale_to_scale():
+    assert noise_autocorrelation([torch.ones(1, 1, 16, 16)]).tolist() == [2 + 2 * 4**2]  # values of 2 below, their product 4
+
+
+def test_the_activation_is_undone():
+    x = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(inversion._before_activation(torch.nn.functional.leaky_relu(x, 0.2)), x)
+
+
+def test_axes_that_hardly_vary_count_as_if_by_3_per_cent(G):
+    """w has 24 numbers made from 16, so that eight axes do not vary at all."""
+    with torch.no_grad():
+        w = G.mapping.w(torch.randn(4000, 16, generator=torch.Generator().manual_seed(0)))
+    mean_variance = inversion._before_activation(w).var(0).mean()
+    largest = whitening(G, 4000).matrix.norm(dim=0).max()
+    torch.testing.assert_close(largest, 1 / (1e-3 * mean_variance).sqrt(), rtol=1e-3, atol=0)

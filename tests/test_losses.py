@@ -148,3 +148,9 @@ def test_losses_are_float32_from_bfloat16_inputs():
         losses.dice_loss(x, label),
     ):
         assert value.dtype == torch.float32
+
+
+def test_a_single_labelled_pixel_counts_whole():
+    seg_logits, label = normal(1, 3, 4, 4), torch.full((1, 4, 4), 255)
+    label[0, 1, 2] = 1
+    torch.testing.assert_close(losses.cross_entropy(seg_logits, label), -seg_logits[0, :, 1, 2].log_softmax(0)[1], **EXACT)

@@ -352,3 +352,59 @@ def test_bad_input(model):
         GeneratorPredictor(G, None, lpips, InversionConfig(), 0)
     with pytest.raises(UserError, match="batch: got 0"):
         next(predict(Brightness(), images(1), resolution=RESOLUTION, batch=0))
+
+
+def test_sureness_is_that_of_the_object_alone():
+    """A crop holds more of the object than the frame does: the mean over all pixels would always speak for it."""
+
+    class Looks:
+        refines = False
+
+        def __init__(self):
+            self.asked = 0
+
+        def __call__(self, img, refine=True):
+            self.asked += 1
+            share = torch.zeros_like(img[:, :1])
+            if self.asked == 1:
+                share[:, :, 12:20, 12:20] = 0.9
+            else:
+                share[:, :, 4:28, 4:28] = 0.6
+            return Prediction(torch.cat([1 - share, share], 1))
+
+    assert next(predict(Looks(), images(1), resolution=RESOLUTION, zoom=True)).crop is None
+
+
+def test_the_second_look_is_refined_and_in_contrast_as_the_first():
+    class Asked(Brightness):
+        refines = True
+
+        def __call__(self, img, refine=True):
+            seen.append((refine, float(img.amax() - img.amin())))
+            return super().__call__(img, refine)
+
+    seen, img = [], np.full((64, 64, 3), 110, np.uint8)
+    img[20:40, 20:40] = 160
+    next(predict(Asked(), [img], resolution=RESOLUTION, symmetry="flip", zoom=True, contrast=1.4))
+    assert [refine for refine, _ in seen] == 2 * [True, False, False]
+    ranges = [spread for _, spread in seen]
+    assert ranges[1] / ranges[0] == pytest.approx(1.4, rel=1e-5) and ranges[4] / ranges[3] == pytest.approx(1.4, rel=1e-5)
+
+
+def test_inversion_gets_the_prior_and_the_encoders_features(model, monkeypatch):
+    given = []
+
+    def spy(G, lpips, img, ws0, config, steps, prior, *, features, precision):
+        given.append((prior, features))
+        return inversion.invert(G, lpips, img, ws0, config, 0, precision=precision)
+
+    monkeypatch.setattr(inversion, "PERCEPTUAL_SIDE", RESOLUTION)
+    monkeypatch.setattr(module, "invert", spy)
+    G, E, lpips = model
+    predictor, img = GeneratorPredictor(G, E, lpips, InversionConfig(), 1, precision="fp32"), torch.zeros(2, 3, 32, 32)
+    predictor(img)
+    ((prior, features),) = given
+    assert prior is predictor.prior is not None
+    (offset,) = features
+    with torch.no_grad():
+        torch.testing.assert_close(offset, E(img)[1], atol=1e-5, rtol=1e-4)  # another batch size

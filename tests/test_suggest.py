@@ -157,3 +157,9 @@ def test_command(model, data, tmp_path, capsys):
     assert len(content["images"]) == 2 and all(row["image"] in printed for row in content["images"])
     assert run(["suggest", str(tmp_path / "model"), "--data", str(data), "--unlabeled", "nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_held_out_images_of_a_list_are_not_chosen_from_either(data):
+    names = [f"images/{k}.png" for k in range(8)]
+    (data / "some.txt").write_text("\n".join(names[3:]))
+    assert candidates(data, [str(data / "some.txt")], held_out=names[4:6]) == ([names[3], *names[6:]], names[:3])

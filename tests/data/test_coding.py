@@ -133,3 +133,9 @@ def test_blurred_masks_are_recognised(tmp_path):
 def test_a_trimap_is_to_be_renumbered(tmp_path):
     with pytest.raises(UserError, match=r"0\.png: such masks hold 0, 128, 255, expected class ids 0, 1, 2"):
         decide_labels(tmp_path, write_masks(tmp_path, [[0, 128, 255]]))
+
+
+def test_masks_of_ignored_pixels_alone_stand_beside_ones_of_many_classes(tmp_path):
+    """With a third class the values are class ids beyond doubt."""
+    labels, notes = decide_labels(tmp_path, write_masks(tmp_path, [[0, 255]], [[0, 1]], [[0, 2]]))
+    assert labels == LabelSpec.unnamed(3) and "255 is ignored" in notes[0]

@@ -251,3 +251,15 @@ def test_channels(tmp_path):
     Image.new("RGB", (4, 4), (9, 9, 99)).save(tmp_path / "images/c.png")
     assert detect_channels(tmp_path, [*paths, "images/c.png"]) == 3
     assert detect_channels(tmp_path, ["images/l.png"] * 1000, labeled=["images/c.png"]) == 3
+
+
+def test_masks_of_another_coding_are_packed_anew(tmp_path):
+    """The same files mean something else where another mask has shown that 255 is ignored."""
+    paths = write_images(tmp_path, 2)
+    for k in range(2):
+        Image.fromarray(np.tile(np.array([0, 255], np.uint8), (20, 12))).save(tmp_path / f"masks/{k:03}.png")
+    binary, index = (
+        pack(tmp_path, paths, data=DATA, labels=LabelSpec.unnamed(2, coding), cache=tmp_path / "cache")
+        for coding in ("binary", "index")
+    )
+    assert set(np.unique(binary.labels)) == {0, 1} and 255 in index.labels and 1 not in index.labels

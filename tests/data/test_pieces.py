@@ -163,3 +163,12 @@ def test_the_masks_say_whether_the_object_is_convex():
     bitten[12:28, 18:] = 0
     assert are_convex(np.stack([disc, empty, disc])) and are_convex(np.stack([disc] * 9 + [bitten]))
     assert not are_convex(np.stack([disc, bitten])) and not are_convex(empty[None]) and not are_convex(disc[None][:0])
+
+
+def test_how_many_masks_may_have_two_pieces_and_how_large_a_crumb_is():
+    one, two = np.zeros((2, 9, 9), np.uint8)
+    one[2:7, 2:7] = 1
+    two[1:4, 1:4] = two[6:8, 6:8] = 1
+    assert not have_one_object(np.stack([one] * 9 + [two]))  # one in ten
+    one[8, 7:9] = 1  # 2 of 27 pixels
+    assert not have_one_object(one[None])

@@ -322,3 +322,22 @@ def test_two_labelled_images_with_one_mask_are_refused_unless_a_list_names_one(r
 
 def test_a_name_that_is_no_utf8_can_be_drawn():
     assert len(draw_validation([f"images/\udce9{k}.jpg" for k in range(5)])) == 2
+
+
+def test_no_image_that_the_run_before_was_trained_on_is_held_out(tmp_path):
+    """Only the last of thirty is new to it: there is no other to add, though a tenth would be three."""
+    root = fill(tmp_path / "data", labeled=30)
+    names = [f"images/a{k:02}.jpg" for k in range(30)]
+    before = Sources(root, tuple(names[2:29]), (), tuple(names[:2]), ())
+    assert find_sources(root, before=before).val == (*names[:2], names[29])
+    before = Sources(root, tuple(names[2:]), (), tuple(names[:2]), ())
+    assert find_sources(root, before=before).val == tuple(names[:2])
+
+
+def test_a_folder_with_more_than_a_tenth_is_never_drawn_whole():
+    """Whatever the order in which the folders are drawn."""
+    for number in range(20):
+        small = [f"images/{number}-{v}/{k}.png" for v in range(12) for k in range(5)]
+        large = [f"images/{number}-large/{k}.png" for k in range(60)]
+        drawn = draw_validation([*small, *large])
+        assert len(drawn) == 15 and not {*large} & {*drawn}

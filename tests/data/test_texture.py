@@ -57,3 +57,29 @@ def test_a_convolution_sees_its_own_image_alone():
     other = img.clone()
     other[1:] = 0.5 * other[1:]
     assert torch.equal(random_convolution(img, seeded())[:1], random_convolution(other, seeded())[:1])
+
+
+def all_the_way(change, img):
+    """No mixture with the image itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", lambda *size, generator: torch.ones(size))
+        return change(img, seeded())
+
+
+def test_all_the_way_the_amplitudes_are_anothers():
+    img = drawn()
+    before, after = (torch.fft.rfft2(x.double()).abs() for x in (img, all_the_way(mix_amplitude, img)))
+    assert any(torch.allclose(after, before.roll(places, 0), atol=1e-3) for places in range(1, len(img)))
+
+
+def test_all_the_way_a_convolution_keeps_the_deviation():
+    img = drawn()
+    torch.testing.assert_close(all_the_way(random_convolution, img).std((1, 2, 3)), img.std((1, 2, 3)), atol=1e-3, rtol=0)
+
+
+def test_convolutions_are_one_three_and_five_pixels_wide():
+    dot = torch.zeros(40, 1, 15, 15)
+    dot[:, :, 7, 7] = 1
+    out = all_the_way(random_convolution, dot)[:, 0]
+    widths = ((out - out[:, :1, :1]).abs() > 1e-6).any(1).sum(1)
+    assert set(widths.tolist()) == {1, 3, 5}

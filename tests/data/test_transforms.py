@@ -258,3 +258,28 @@ def test_grey_images_have_brightness_and_contrast():
     matrix, offset = tf.random_colour(6, 1, seeded())
     assert torch.allclose(tf.apply_colour(x, (matrix, offset)), x * matrix[:, :, :, None] + offset[:, :, None, None])
     assert tf.recolour(x, seeded(), 1.0).shape == x.shape
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_finer_than_the_square_becomes_its_mean(channels):
+    stripes = np.zeros((64, 64, channels), np.uint8)
+    stripes[::2, ::2] = stripes[1::2, 1::2] = 200
+    assert np.abs(tf.fit_image(stripes, 16, "squash").astype(int) - 100)[2:-2, 2:-2].max() <= 6
+
+
+def test_contrast_is_about_each_images_mean_colour_and_cut():
+    img = torch.tensor([[[0.0, 0.4], [0.8, 0.8]], [[-0.5, 0.9], [0.0, 0.0]]])[:, :, None]  # [2 images, 2 channels, 1, 2]
+    expected = torch.tensor([[[-0.2, 0.6], [0.8, 0.8]], [[-1.0, 1.0], [0.0, 0.0]]])[:, :, None]
+    torch.testing.assert_close(tf.with_contrast(img, 2.0), expected)
+
+
+def test_colour_draws_have_the_set_spread():
+    off = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    gain, offset = tf.random_colour(20_000, 1, seeded(), contrast=0.4, brightness=0.2)
+    assert gain.log2().std().item() == pytest.approx(0.4, rel=0.03) and offset.std().item() == pytest.approx(0.2, rel=0.03)
+    vivid, _ = tf.random_colour(20_000, 3, seeded(), **off | {"saturation": 0.6})
+    spread = vivid.diagonal(dim1=1, dim2=2).sum(1).sub(1).div(2).log2().std()  # eigenvalues 1, and the factor twice
+    assert spread.item() == pytest.approx(0.6, rel=0.03)
+    turned, _ = tf.random_colour(20_000, 3, seeded(), **off | {"hue": 0.2})
+    angle = turned.diagonal(dim1=1, dim2=2).sum(1).sub(1).div(2).clamp(-1, 1).acos()  # trace of a rotation
+    assert angle.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.03)

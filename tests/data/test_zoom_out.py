@@ -114,3 +114,28 @@ def test_ignored_pixels_grow_as_ignored():
     img, label = discs()
     label[label == 1] = IGNORE_INDEX
     assert set(zoom_in(img, label, seeded(), 1.0)[1].unique().tolist()) == {0, IGNORE_INDEX}
+
+
+def test_what_is_far_away_has_no_finer_detail():
+    """A chequerboard of single pixels is averaged, not sampled, where three pixels become one."""
+    _, label = discs()
+    ys, xs = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    board = (1 - 2 * ((ys + xs) % 2)).float().expand(64, 1, 32, 32).contiguous()
+    far, far_label = zoom_out(board, label, seeded(), 1.0)
+    farthest = (far_label == 1).sum((1, 2)) / (label == 1).sum((1, 2)) < 0.15  # factors above 2.5
+    assert farthest.sum() > 3 and far[farthest].abs().max() < 0.4
+
+
+def test_the_frame_fades_at_its_edge_alone():
+    img, label = discs()
+    far, far_label = zoom_out(img, label, seeded(), 1.0)
+    near = (far_label == 1).sum((1, 2)) > 0.5 * (label == 1).sum((1, 2))
+    objects = far[near][:, 0][far_label[near] == 1]
+    assert near.sum() > 5 and (objects > 0.5).float().mean() > 0.8  # all but soft outlines
+
+
+def test_the_background_keeps_away_from_soft_edges():
+    """Where labels are drawn two pixels too small."""
+    img, _ = discs(radius=9)
+    _, label = discs(radius=7)
+    assert (background(img, label) + 0.6).abs().max() < 0.05

@@ -339,3 +339,21 @@ def test_bad_cvat(tmp_path, old, new, message):
         convert(root, tmp_path / "out")
     assert "annotations.xml" in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_of_cvats_objects_at_one_height_the_later_lies_above(tmp_path):
+    text = CVAT.replace('z_order="1"', 'z_order="0"').replace('z_order="2"', 'z_order="0"')
+    found, _ = converted(write_cvat(tmp_path / "in", text), tmp_path / "out")
+    expected = np.zeros((12, 17), np.uint8)
+    expected[1:6, 2:8] = 2
+    expected[4, 6:9] = expected[5, 7:9] = 1
+    expected[0:3] = 1  # the last
+    np.testing.assert_array_equal(found["a"][1], expected)
+
+
+def test_a_box_is_ignored_as_far_as_it_touches_pixels(tmp_path):
+    annotations = [{"segmentation": [[0, 0, 17, 0, 17, 12, 0, 12]], "area": 204}, {"bbox": [2.5, 1.5, 3.25, 4.25]}]
+    found, _ = converted(write_coco(tmp_path / "in", annotations), tmp_path / "out")
+    expected = np.full((12, 17), 1, np.uint8) * found["a"][1][0, 0]
+    expected[1:6, 2:6] = 255
+    np.testing.assert_array_equal(found["a"][1], expected)

@@ -198,3 +198,9 @@ def test_labels_are_no_images(tmp_path, modality):
         UserError, match=rf"b\.dcm: got labels \(modality {modality}\), which are not read here; export them as NIfTI"
     ):
         convert(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_given_window_goes_before_the_files_own(tmp_path):
+    write_dicom(tmp_path / "a.dcm", ramp(), RescaleSlope=1, RescaleIntercept=0, WindowCenter=40, WindowWidth=80)
+    found, _ = converted(tmp_path / "a.dcm", tmp_path / "out", options=Options(window=(0.0, 255.0)))
+    np.testing.assert_array_equal(found["a"][0][:, :, 0], np.clip(ramp(), 0, 255))

@@ -336,3 +336,12 @@ def test_masks_that_mean_two_things_are_refused(tmp_path, values, said):
         save(tmp_path / f"drawn/{k}.png", np.array([[0, value]], np.uint8).repeat(4, 0).repeat(2, 1))
     with pytest.raises(UserError, match=said):
         convert(tmp_path, tmp_path / "out", options=Options(images="pictures", masks="drawn"))
+
+
+def test_reduce_zero_label_leaves_ignored_pixels_ignored(tmp_path):
+    img, label = scene(0)
+    assert 255 in label
+    save(tmp_path / "in" / "img_dir" / "train" / "a.png", img)
+    save(tmp_path / "in" / "ann_dir" / "train" / "a.png", label)
+    found, _ = converted(tmp_path / "in", tmp_path / "out", options=Options(reduce_zero_label=True))
+    np.testing.assert_array_equal(found["train/a"][1], np.where(label == 255, 255, np.array([255, 0, 1, *[0] * 253])[label]))

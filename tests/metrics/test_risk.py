@@ -34,3 +34,12 @@ def test_risk_over_coverage():
     assert risk_coverage(score, [3.0, 1.0, 4.0, 2.0]) == pytest.approx([0, 0.05, 0.2, 0.4])
     best, random = risk_coverage(score, -score), risk_coverage(score, np.arange(4.0))
     assert best[-1] == random[-1] == pytest.approx(1 - score.mean()) and (best <= random + 1e-12).all()
+
+
+def test_interval_is_as_wide_as_95_per_cent():
+    """Bonett and Wright's standard error of Spearman's correlation in Fisher's z (2000)."""
+    random = np.random.default_rng(0)
+    a = random.normal(size=400)
+    b = a + random.normal(size=400)
+    r, z = spearman(a, b), np.arctanh(spearman_interval(a, b))
+    assert (z[1] - z[0]) / 2 == pytest.approx(1.96 * np.sqrt((1 + r * r / 2) / 397), rel=0.1)

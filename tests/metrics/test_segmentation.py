@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import (
     multiclass_jaccard_index,
 )
 
-from semanticgan.metrics.segmentation import FEWEST, accuracy, bootstrap_interval, confusion, dice, iou
+from semanticgan.metrics.segmentation import accuracy, bootstrap_interval, confusion, dice, iou
 
 
 def draw(seed, shape=(3, 17, 13), num_classes=5):
@@ -88,6 +88,6 @@ def test_bootstrap_interval():
 
 def test_bootstrap_interval_of_few_cases():
     """Too few to promise 95 %."""
-    assert bootstrap_interval([0.5] * FEWEST) == (0.5, 0.5)
-    for cases in ([], [0.5] * (FEWEST - 1), [0.5] * (FEWEST - 1) + [float("nan")]):
+    assert bootstrap_interval([0.5] * 10) == (0.5, 0.5)
+    for cases in ([], [0.5] * 9, [0.5] * 9 + [float("nan")]):
         assert all(math.isnan(v) for v in bootstrap_interval(cases))

@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
 from semanticgan.config import InversionConfig, ModelConfig
 from semanticgan.data.sources import Sources
 from semanticgan.data.synthetic import LABELS
+from semanticgan.evaluation import Choice
+from semanticgan.model import SemanticGAN, build_networks
+from semanticgan.training import export
 from semanticgan.training.export import card, summary
+from semanticgan.training.run import Run
 
 SCORES = {
     "num_images": 2,
@@ -64,3 +69,41 @@ def test_outside_weights_are_named(write, trunk):
 )
 def test_only_what_validation_chose_is_said_to_be_chosen(write, open_ones, expected):
     assert f"{expected} on the validation images." in write(SCORES, open_ones=open_ones)
+
+
+TWO = LABELS.model_copy(update={"names": LABELS.names[:2], "palette": LABELS.palette[:2]})
+
+
+def untrained(config):
+    return build_networks(ModelConfig(labels=TWO, data=config.data, networks=config.networks, inversion=config.inversion))
+
+
+def test_an_exported_model_has_the_settings_of_its_run_and_those_that_were_chosen(small_config, tmp_path, monkeypatch):
+    config = small_config("predict.contrast=1.4", "predict.one_object=true", "predict.convex=true", "predict.views=false",
+                          "inversion.prior=0.5")  # fmt: skip
+    quantiles = tuple(k / 20 for k in range(21))
+    monkeypatch.setattr(export, "choose_settings", lambda *_: Choice(20, True, 1.7, quantiles, {"0 steps": 0.5}, np.zeros(0)))
+    monkeypatch.setattr(export, "evaluate", lambda *_, **__: SCORES)
+    sources, run = Sources(tmp_path, ("a",), ("a",), ("b",), ()), Run(tmp_path / "run", lambda text: None)
+    export.export_model(run, config, TWO, sources, *untrained(config), "cpu", "semanticgan train", {"hours": 1.0})
+    found = SemanticGAN.load(tmp_path / "run").config
+    assert (found.contrast, found.one_object, found.convex, found.views, found.inversion.prior) == (1.4, True, True, False, 0.5)
+    assert (found.steps, found.zoom, found.temperature, found.distance_quantiles) == (20, True, 1.7, quantiles)
+
+
+@pytest.mark.parametrize(("steps", "tried"), [("null", (0, 20, 60)), ("7", (7,))])
+def test_fixed_settings_are_not_chosen(small_config, tmp_path, monkeypatch, steps, tried):
+    config, asked = small_config(f"predict.steps={steps}", "predict.zoom=false"), []
+    model = SemanticGAN(
+        ModelConfig(labels=TWO, data=config.data, networks=config.networks, inversion=config.inversion), *untrained(config)
+    )
+
+    def choose(find, root, images, labels, channels, *, steps, zoom, share):
+        list(find([], 13, True))
+        asked.append((root, images, labels, channels, steps, zoom, share))
+        return Choice(0, False, 1.0, (), {}, np.zeros(0))
+
+    monkeypatch.setattr(export, "choose", choose)
+    monkeypatch.setattr(SemanticGAN, "find", lambda self, images, steps, zoom: asked.append((steps, zoom)) or iter(()))
+    export.choose_settings(model, config, Sources(tmp_path, ("a",), ("a",), ("b", "c"), ()), print)
+    assert asked == [(13, True), (tmp_path, ("b", "c"), TWO, 3, tried, False, print)]

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from semanticgan.data.sources import Sources
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN
@@ -21,7 +22,7 @@ from semanticgan.training.distill import choose_settings, distill
 from semanticgan.training.plan import Plan
 from semanticgan.training.run import Interrupted, Run
 from semanticgan.training.stages import train
-from semanticgan.training.student import StudentTrainer
+from semanticgan.training.student import StudentTrainer, new_student_state
 
 SETTINGS = ["student.batch=12", "student.widths=[8, 16]", "run.tick_kimg=0.024",
             "run.checkpoint_minutes=0", "predict.zoom=false"]  # fmt: skip
@@ -305,3 +306,14 @@ def test_views_are_taken_where_they_gain(call, tmp_path, monkeypatch):
 
         monkeypatch.setattr(module, "choose", choose)
         assert choose_settings(model, plan, run)[0] is taken
+
+
+def test_the_exported_student_has_the_settings_of_its_run(small_config, tmp_path):
+    config = small_config("student.trunk=none", "student.widths=[8, 16]", "predict.contrast=1.4", "predict.one_object=true",
+                          "predict.convex=true")  # fmt: skip
+    sources = Sources(tmp_path, ("images/a.png",), ("images/a.png",), (), ())
+    plan = Plan(config, LabelSpec.unnamed(2), sources, None, "cpu", "teacher", "semanticgan distill teacher")
+    S = new_student_state(config, 2, 3, "cpu").S_ema
+    module.export_student(plan, "teacher", S, {"hours": 1.0}, [], Run(tmp_path / "run", lambda text: None))
+    found = SemanticGAN.load(tmp_path / "run").config
+    assert (found.contrast, found.one_object, found.convex, found.data) == (1.4, True, True, config.data)

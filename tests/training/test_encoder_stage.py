@@ -12,6 +12,7 @@ from semanticgan.data import transforms
 from semanticgan.data.stream import generator
 from semanticgan.data.synthetic import LABELS
 from semanticgan.errors import UserError
+from semanticgan.inversion import enlarge
 from semanticgan.labels import IGNORE_INDEX
 from semanticgan.model import SemanticGAN, build_generator, named_networks
 from semanticgan.nn.perceptual import LPIPS
@@ -26,6 +27,7 @@ from semanticgan.training.encoder import (
 )
 from semanticgan.training.gan import TrainingData
 from semanticgan.training.run import Interrupted, Run
+from semanticgan.training.supervised import mask_loss
 from semanticgan.training.teachers import teacher_labels
 
 NO_VALIDATION = ValidationData(np.zeros((0, 16, 16, 3), np.uint8), np.zeros((0, 16, 16), np.uint8))
@@ -396,3 +398,50 @@ def test_it_learns_to_explain_what_g_can_draw(small_config, G, lpips, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
     assert lines[-1]["val_iou"] > lines[0]["val_iou"] + 0.04
+
+
+def test_e_descends_its_terms_with_their_weights(small_config, small_data, G, lpips):
+    """SemanticGAN, eq. 5 to 9, and pseudo-labels: images in their own colours are wanted, whatever colours E sees."""
+    weights = {"mse": 2, "lpips": 3, "pseudo": 5, "labeled": 7, "samples": 11, "latent": 13}
+    config = small_config("run.precision=fp32", "networks.encoder_features=false", "encoder.pseudo_threshold=0",
+                          *(f"encoder.{name}={weight}" for name, weight in weights.items()))  # fmt: skip
+    this, random, n = trainer(config, small_data[0], G, lpips), generator(config.run.seed, "encoder", 0), 4
+    seen, guess, real = this.draw_unlabeled(0, random)
+    labeled, label = this.draw_labeled(0, random)
+    sample, sample_label, clean, known = this.draw_samples(random)
+    with torch.no_grad():
+        (ws,) = this.state.E(torch.cat([seen, labeled, sample]))
+        img, logits = G.synthesis(ws, "none")
+    terms = {
+        "mse": (img[:n] - real).square().mean(),
+        "lpips": lpips(enlarge(img[:n]), enlarge(real)).mean(),
+        "pseudo": 0.4 * mask_loss(logits[:n], guess),  # a tenth of the way, of a quarter in which it grows
+        "labeled": mask_loss(logits[n : 2 * n], label),
+        "samples": mask_loss(logits[2 * n :], sample_label),
+        "latent": ((ws[2 * n : 2 * n + len(known)] - known) / this.w_deviation).square().mean(),
+    }
+    expected = sum(weights[name] * term for name, term in terms.items()) + (img[2 * n :] - clean).abs().mean()
+    found = []
+    this.step = lambda loss, progress, stats: found.append(loss.detach()) or stats
+    this.update(0, 0.1)
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)
+    assert (seen - real).abs().max() > 0.1 and (sample - clean).abs().max() > 0.1
+
+
+def test_pseudo_labels_do_not_follow_e_at_once(small_config, small_data, G, lpips):
+    config = small_config("run.precision=fp32", "encoder.pseudo_threshold=0")
+    this, img = trainer(config, small_data[0], G, lpips), transforms.to_float(torch.from_numpy(small_data[0].images[:4]))
+    before = this.guess(img)
+    for name, same in (("E", True), ("E_ema", False)):
+        this.state.members[name].rows.bias.data += 3 * torch.randn(len(this.state.E.rows.bias))
+        assert torch.equal(this.guess(img), before) is same
+
+
+def test_the_averages_half_life_is_a_share_of_all_images_seen(small_config, small_data, G, lpips, monkeypatch):
+    asked = []
+    monkeypatch.setattr(encoder, "ema_decay", lambda batch, half_life: asked.append((batch, half_life)) or 0.5)
+    this = trainer(small_config("encoder.ema_half_life_kimg=5"), small_data[0], G, lpips)
+    for seen_before in (0, 40_000, 400_000):
+        this.state.seen_before = seen_before
+        this.update(0, 0.5)
+    assert asked == [(12, pytest.approx(half_life)) for half_life in (0.05 * 0.012, 0.05 * 40.012, 5)]

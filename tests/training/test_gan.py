@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from semanticgan import losses
+from semanticgan.data import transforms
 from semanticgan.data.synthetic import LABELS
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.training.checkpoint import load_checkpoint, stage_checkpoints
@@ -320,3 +321,85 @@ def test_sample_grid_shows_image_over_label_map(channels):
     assert out.shape == (2 * 8, 3 * 8 + 2 * 2, 3)
     assert (out[0, 0] == 0).all() and (out[0, 10] == 128).all() and (out[0, 20] == 255).all()
     assert (out[8, 0] == labels.palette[1]).all() and (out[8, 10] == 0).all()
+
+
+# ---------------------------------------------------------------- what each update descends
+
+
+def descended(this, update):
+    """The loss of one update, which is left at that."""
+    found = []
+    this.step = lambda net, optimiser, loss, stats: found.append(loss.detach()) or stats
+    update()
+    return found[0]
+
+
+@pytest.fixture
+def exact(small_config, small_data):
+    """Weights of which none is another, in float32; D_seg's power iterations stand still."""
+    this = trainer(
+        small_config("run.precision=fp32", "gan.r1_gamma=3", "gan.r1_gamma_seg=5", "gan.r1_every=4", "gan.seg_weight=0.5",
+                     "gan.feature_matching=7", "gan.pl_weight=2", "gan.pl_every=3"), small_data[0])  # fmt: skip
+    this.state.D_seg.eval()
+    return this
+
+
+@pytest.mark.parametrize(("nimg", "times"), [(0, 4), (8, 0)])
+def test_d_img_descends_the_logistic_loss_and_r1(exact, nimg, times):
+    batch = exact.draw(nimg)
+    real_img = batch.real_img.clone().requires_grad_()
+    real, fake = exact.state.D_img(real_img), exact.state.D_img(batch.fake_img.detach())
+    (slope,) = torch.autograd.grad(real.sum(), real_img, retain_graph=True)
+    softplus = torch.nn.functional.softplus
+    expected = softplus(-real).mean() + softplus(fake).mean() + times * 3 / 2 * slope.square().sum((1, 2, 3)).mean()
+    torch.testing.assert_close(descended(exact, lambda: exact.update_d_img(batch)), expected.detach())
+
+
+@pytest.mark.parametrize(("nimg", "times"), [(0, 4), (8, 0)])
+def test_d_seg_descends_the_hinge_loss_and_r1(exact, nimg, times):
+    batch = exact.draw(nimg)
+    inputs = [x.clone().requires_grad_() for x in batch.real_pair]
+    real, fake = ([scale[-1] for scale in exact.state.D_seg(*pair)] for pair in (inputs, [x.detach() for x in batch.fake_pair]))
+    verdict = sum(maps.mean((1, 2, 3)) for maps in real) / len(real)
+    slopes = torch.autograd.grad(verdict.sum(), inputs, retain_graph=True)
+    hinge = sum((1 - r).relu().mean() + (1 + f).relu().mean() for r, f in zip(real, fake, strict=True)) / len(real)
+    expected = hinge + times * 5 / 2 * sum(slope.square().sum((1, 2, 3)) for slope in slopes).mean()
+    torch.testing.assert_close(descended(exact, lambda: exact.update_d_seg(batch)), expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("nimg", "times"), [(0, 3), (8, 0)])
+def test_g_descends_both_games_the_features_and_path_length(exact, nimg, times):
+    batch = exact.draw(nimg)
+    real_features = [[maps.detach() for maps in scale] for scale in exact.state.D_seg(*batch.real_pair)]
+    exact.path_length = lambda random: torch.tensor(0.3)
+    features = exact.state.D_seg(*batch.fake_pair)
+    game = -sum(scale[-1].mean() for scale in features) / len(features)
+    matching = losses.feature_matching(real_features, features)
+    logits = exact.state.D_img(batch.fake_img)
+    expected = torch.nn.functional.softplus(-logits).mean() + 0.5 * (game + 7 * matching) + times * 2 * 0.3
+    torch.testing.assert_close(descended(exact, lambda: exact.update_g(batch, real_features)), expected.detach())
+
+
+def test_optimisers_count_the_steps_that_count_twice(exact):
+    """StyleGAN2, appendix B: lr c and beta^c with c = k / (k + 1); no momentum."""
+    gan = exact.gan
+    for name, lr, c in (("opt_G", gan.lr_g, 3 / 4), ("opt_D_img", gan.lr_d_img, 4 / 5), ("opt_D_seg", gan.lr_d_seg, 4 / 5)):
+        (group,) = exact.state.members[name].param_groups
+        assert group["lr"] == pytest.approx(lr * c) and group["betas"] == pytest.approx((0, 0.99**c))
+
+
+def test_real_and_fake_images_are_changed_alike_before_d_img(small_config, small_data):
+    """Of one kind alone G would learn the changes (ADA, section 2.2)."""
+    plain, changed = (trainer(small_config("data.symmetry=none", "run.precision=fp32"), small_data[0]) for _ in range(2))
+    changed.state.augment_p = 0.8
+    before, after = plain.draw(0), changed.draw(0)
+    for name in ("real_img", "fake_img"):
+        one, other = getattr(before, name), getattr(after, name)
+        assert ((one - other).abs().amax((1, 2, 3)) > 1e-3).sum() >= 6  # of 8, each with 1 - .2 ** 7
+
+
+def test_unlabelled_images_come_in_all_their_views(small_config, small_data):
+    this = trainer(small_config("data.symmetry=flip"), small_data[0])
+    images = transforms.to_float(torch.from_numpy(small_data[0].images[this.unlabeled_stream.indices(0, 8)]))
+    plain, mirrored = ((this.draw(0).real_img == x).flatten(1).all(1) for x in (images, images.flip(-1)))
+    assert (plain ^ mirrored).all() and plain.any() and mirrored.any()

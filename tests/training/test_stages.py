@@ -15,7 +15,7 @@ from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN, named_networks
 from semanticgan.training import stages
-from semanticgan.training.checkpoint import load_checkpoint, stage_checkpoints
+from semanticgan.training.checkpoint import load_checkpoint, save_checkpoint, stage_checkpoints
 from semanticgan.training.encoder import EncoderTrainer
 from semanticgan.training.gan import GanTrainer
 from semanticgan.training.plan import Plan
@@ -499,3 +499,20 @@ def test_a_killed_command_goes_on_and_equals_one_run(scenes, whole_command, tmp_
     for name in ("model.safetensors", "config.json"):
         a, b = ((run / "model" / name).read_bytes() for run in (out, whole))
         assert a == b
+
+
+def test_the_averages_are_exported_and_the_encoder_that_scored_best(call, exported, whole, tmp_path, assert_same):
+    """With what was decided by the masks."""
+    folder = copy_of(whole, tmp_path / "run") / "checkpoints"
+    best = load_checkpoint(folder / "encoder-best.pt")
+    best["E"]["rows.bias"] += 1  # so that it is no other one
+    save_checkpoint(folder / "encoder-best.pt", best)
+    call(**RESUME)
+    ((_, config, _, _, G, E, *_),) = exported
+    gan = load_checkpoint(folder / "gan-000000064.pt")["members"]
+    assert_same(dict(G.state_dict()), dict(gan["G_ema"]))
+    assert_same(dict(E.state_dict()), dict(best["E"]))
+    assert config.predict.one_object is False  # no longer open
+    encoder = load_checkpoint(folder / "encoder-000000048.pt")["members"]
+    for name in ("E", "E_ema"):  # they began at the mean of the G that they explain
+        assert torch.equal(encoder[name]["w_avg"], gan["G_ema"]["mapping.w_avg"]) and encoder[name]["w_avg"].any()

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from semanticgan.config import ModelConfig
+from semanticgan.data.stream import generator
 from semanticgan.data.synthetic import LABELS
+from semanticgan.data.transforms import to_float
 from semanticgan.labels import IGNORE_INDEX
 from semanticgan.model import SemanticGAN, build_networks
 from semanticgan.nn.backbone import EfficientNetLite0
-from semanticgan.training.checkpoint import save_stage
+from semanticgan.training.checkpoint import load_checkpoint, save_stage
 from semanticgan.training.encoder import ValidationData
 from semanticgan.training.gan import new_gan_state
 from semanticgan.training.run import Run
@@ -262,3 +264,46 @@ def test_a_pretrained_way_down_starts_from_imagenet_and_learns_more_slowly(small
     assert [group["lr"] for group in state.opt.param_groups] == [1e-3, 2.5e-4]
     moved = [not torch.equal(value, published[name]) for name, value in state.S.trunk.state_dict().items()]
     assert any(moved) and not all(moved)  # its first blocks keep their weights
+
+
+def test_sources_count_by_their_weights(make):
+    trainer = make("student.labeled=3", "student.pseudo=0.5")
+    stats = trainer.update(0, 0.0)
+    assert float(stats["loss"]) == pytest.approx(float((3 * stats["labeled"] + 0.5 * stats["pseudo"] + stats["samples"]) / 4.5))
+
+
+def test_d_seg_sees_label_maps_as_in_training(teacher):
+    """Probabilities from -1 to 1."""
+    seen = []
+
+    class Watch(Fixed):
+        def forward(self, img, maps=None):
+            seen.append(maps)
+            return super().forward(img)
+
+    logits = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    Samples(teacher.G, Critics(Fixed(1), Watch(1, True)), 0.0).credibility(torch.zeros(4, 3, 16, 16), logits)
+    torch.testing.assert_close(seen[0], 2 * logits.softmax(1) - 1)
+
+
+def test_the_students_average_is_kept_and_its_half_life_is_a_share_of_the_images_seen(make, small_data, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("semanticgan.training.student.ema_decay", lambda batch, half_life: asked.append(half_life) or 0.5)
+    trainer = make("student.kimg=0.036", "student.ema_half_life_kimg=0.0015", "run.keep=last")
+    train_student(trainer, small_data[1], Run(tmp_path, lambda text: None), None)
+    assert asked == [pytest.approx(half_life) for half_life in (0.05 * 0.012, 0.05 * 0.024, 0.0015)]
+    saved = load_checkpoint(tmp_path / "checkpoints" / "student-best.pt")["S"]
+    assert torch.equal(saved["head.weight"], trainer.state.S_ema.head.weight)
+    assert not torch.equal(saved["head.weight"], trainer.state.S.head.weight)
+
+
+def test_each_source_gives_images_with_their_own_label_maps(make, small_data):
+    trainer = make("student.augment=0", "student.zoom_out=0", "student.texture=0", "data.symmetry=none", "run.precision=fp32")
+    img, label = trainer.draw(0)
+    pairs = {name: trainer.streams[name].indices(0, 4) for name in ("labeled", "pseudo")}
+    data, (drawn, drawn_label) = small_data[0], trainer.samples.draw(4, generator(trainer.config.run.seed, "student", 0))
+    real = np.concatenate([data.labeled[pairs["labeled"]], data.images[pairs["pseudo"]]])
+    expected = torch.cat([to_float(torch.from_numpy(real)), drawn])
+    torch.testing.assert_close(img, expected, atol=2e-3, rtol=0)  # the warp's grid is rounded
+    assert np.array_equal(label[:4], data.labels[pairs["labeled"]]) and not label[4:8].any()  # taught: background alone
+    assert torch.equal(label[8:], drawn_label) and drawn_label.any()

@@ -624,3 +624,8 @@ def test_a_student_has_no_samples_and_no_proposals(student):
     assert client.get("/api/data/following", params={"image": "images/04.png"}).json() == {"name": "images/05.png"}
     refused(client.get("/api/samples"), 422, "is a student", "teacher")
     assert "is a student" in dict(told(client.get("/api/next").text))["failed"]
+
+
+def test_no_site_may_put_the_page_in_a_frame(client):
+    policy = client.get("/").headers["content-security-policy"]
+    assert {"default-src 'none'", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"} <= {*policy.split("; ")}
