@@ -22,7 +22,7 @@ from semanticgan.config import ModelConfig, NetworkConfig, read_model_config
 from semanticgan.data.dataset import to_u8
 from semanticgan.data.stream import generator
 from semanticgan.data.transforms import to_u8 as tensor_to_u8
-from semanticgan.errors import UserError
+from semanticgan.errors import UserError, first_line
 from semanticgan.inversion import Whitening, whitening
 from semanticgan.labels import LabelSpec
 from semanticgan.nn.encoder import Encoder
@@ -287,7 +287,7 @@ class SemanticGAN:
                 api.upload_folder(repo_id=repo_id, folder_path=Path(place) / "model", commit_message="Upload the model")
             except Exception as error:  # the hub's many errors
                 raise UserError(
-                    f"{repo_id}: cannot be pushed ({_first_line(error)}); check network and name, and that you are logged in "
+                    f"{repo_id}: cannot be pushed ({first_line(error)}); check network and name, and that you are logged in "
                     "with the right to write there: hf auth login"
                 ) from None
         return str(address)
@@ -346,11 +346,7 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors", "README.md"]))
     except Exception as error:  # the hub's many errors: no such id, no network, no permission
-        raise UserError(f"{name}: no such folder, and not to be had from the Hugging Face hub ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{name}: no such folder, and not to be had from the Hugging Face hub ({first_line(error)})") from None
 
 
 def settings_in_words(config: ModelConfig) -> str:

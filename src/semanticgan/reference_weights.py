@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from semanticgan.errors import UserError
+from semanticgan.errors import UserError, first_line
 from semanticgan.nn.generator import Generator
 from semanticgan.nn.layers import Undrawn
 
@@ -86,7 +86,7 @@ def _read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes: the unpickler can fail in any way; it never runs what they name
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         what = f"it asks to run {found[1]}, which is refused" if found else f"it cannot be read as plain tensors ({reason})"
         raise UserError(

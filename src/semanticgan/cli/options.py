@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from semanticgan.errors import UserError
+from semanticgan.errors import UserError, first_line
 
 SEED_MAX = 2**63 - 1
 
@@ -35,7 +35,7 @@ def choose_device(name: str) -> str:
     try:
         torch.ones(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"--device {name}: cannot be used here ({reason}); expected auto, cpu, cuda or cuda:1") from None
     return name
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semanticgan.errors import UserError
+from semanticgan.errors import UserError, first_line
 
 # What zipfile, torch and its unpickler raise for files that are truncated, damaged, foreign or hostile.
 _UNREADABLE = (
@@ -83,8 +83,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError(f"holds a {type(content).__name__}")
         return content
     except _UNREADABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+        raise UserError(f"{path}: cannot be read as a checkpoint ({first_line(error)})") from None
 
 
 def to_keep(state: State, score: float, keep: str) -> bool:

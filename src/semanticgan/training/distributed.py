@@ -16,7 +16,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from semanticgan.errors import UserError
+from semanticgan.errors import UserError, first_line
 from semanticgan.training.checkpoint import State
 
 PATIENCE = 40  # seconds that a rank may take to answer within a step
@@ -111,7 +111,7 @@ class Ranks(World):
             late = timedelta(seconds=JOINING)
             self.gradients = dist.new_group(backend="nccl", timeout=late) if device.type == "cuda" else None
         except (RuntimeError, ValueError, KeyError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(f"the processes cannot meet ({reason}); start them with torchrun, or set what it sets") from error
         self.waits, self.lost = 0, False
         self.store.set_timeout(patience)
@@ -225,7 +225,7 @@ class Ranks(World):
         try:
             yield
         except RuntimeError as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             who = self._find_lost()
             what = f"rank {who} of {self.size} stopped answering" if who else f"a rank took over {PATIENCE} s ({reason})"
             raise UserError(f"{what}; {GO_ON}") from error

@@ -16,7 +16,7 @@ from semanticgan.data.coding import decide_labels
 from semanticgan.data.dataset import load_picture
 from semanticgan.data.pack import Packed, detect_channels, pack
 from semanticgan.data.sources import Sources, find_sources, mask_path
-from semanticgan.errors import UserError
+from semanticgan.errors import UserError, first_line
 from semanticgan.labels import LabelSpec
 from semanticgan.nn.layers import placed
 from semanticgan.nn.perceptual import LPIPS
@@ -290,7 +290,7 @@ def restore(run: Run, stage: str, state: State) -> Path | None:
         try:
             state.load_state_dict(content)
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(f"{path}: is no checkpoint of this run ({reason}); delete it to use an earlier one") from None
         run.drop_stats_after(stage, state.nimg / 1000)
         run.log(f"{stage}: goes on from {path.name} at {state.nimg / 1000:.1f} kimg")

@@ -14,7 +14,7 @@ from semanticgan.config import Config
 from semanticgan.data import transforms
 from semanticgan.data.stream import Stream, generator
 from semanticgan.ema import ema_decay, update_ema
-from semanticgan.errors import UserError
+from semanticgan.errors import UserError, first_line
 from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN
 from semanticgan.nn.discriminators import verdict
@@ -63,8 +63,7 @@ def load_critics(source: str, teacher: SemanticGAN) -> tuple[Critics | None, str
             net.load_state_dict(saved[name])
             placed(net, teacher.device).eval().requires_grad_(False)
     except (UserError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return None, f"{checkpoints[-1]} has no discriminators of this version ({reason})"
+        return None, f"{checkpoints[-1]} has no discriminators of this version ({first_line(error)})"
     return Critics(D_img, D_seg), f"{checkpoints[-1].name} has D_img and D_seg"
 
 
