@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from semanticgan.ema import ema_decay, update_ema
+from semanticgan.ema import ema_decay, ramped_decay, update_ema
 
 
 class Net(nn.Module):
@@ -22,6 +22,11 @@ def test_weight_is_one_half_after_one_half_life(batch):
     for _ in range(800 // batch):
         update_ema(G_ema, G, decay)
     torch.testing.assert_close(G_ema.weight.data, torch.full_like(G.weight, 0.5), rtol=1e-10, atol=0)  # float64 rounding
+
+
+def test_a_ramped_half_life_is_a_share_of_what_was_seen_up_to_its_own():
+    assert ramped_decay(16, 5.0, 20.0, 0.1) == ema_decay(16, 2.0)
+    assert ramped_decay(16, 5.0, 200.0) == ema_decay(16, 5.0)
 
 
 def test_a_half_life_of_zero_copies():

@@ -12,6 +12,11 @@ def ema_decay(batch: int, half_life_kimg: float) -> float:
     return 0.5 ** (batch / (1000 * half_life_kimg)) if half_life_kimg > 0 else 0.0
 
 
+def ramped_decay(batch: int, half_life_kimg: float, seen_kimg: float, rampup: float = 0.05) -> float:
+    """`ema_decay` of a half-life that grows with what was seen, `rampup` times it, up to `half_life_kimg`."""
+    return ema_decay(batch, min(half_life_kimg, seen_kimg * rampup))
+
+
 @torch.no_grad()
 def update_ema(G_ema: nn.Module, G: nn.Module, decay: float) -> None:
     """Move G_ema's parameters towards G's by 1 - decay; copy every buffer. Both have one architecture."""

@@ -101,7 +101,7 @@ def test_an_average_goes_on_as_one_of_all_that_its_network_has_seen(small_config
     from semanticgan.training.run import Run
 
     asked = []
-    monkeypatch.setattr(gan_stage, "ema_decay", lambda batch, half_life: asked.append(half_life) or 0.5)
+    monkeypatch.setattr("semanticgan.ema.ema_decay", lambda batch, half_life: asked.append(half_life) or 0.5)
     gan, _ = states(config := small_config("gan.kimg=0.008", "gan.ema_half_life_kimg=5", "gan.ema_rampup=0.05"))
     gan.seen_before = 40_000
     gan_stage.train_gan(config, LABELS, small_data[0], gan, Run(tmp_path / "a", lambda text: None), None, "cpu")

@@ -14,7 +14,7 @@ from semanticgan.data import transforms
 from semanticgan.data.pieces import are_convex, have_one_object, least_share, with_some_object
 from semanticgan.data.stream import Stream, generator
 from semanticgan.data.zoom_out import zoom_in, zoom_out
-from semanticgan.ema import ema_decay, update_ema
+from semanticgan.ema import ramped_decay, update_ema
 from semanticgan.errors import UserError
 from semanticgan.inversion import enlarge
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
@@ -194,7 +194,7 @@ class EncoderTrainer:
         norm = torch.nn.utils.clip_grad_norm_(state.E.parameters(), self.weights.grad_clip)
         state.opt.step()
         seen = (state.seen_before + state.nimg + self.batch) / 1000
-        update_ema(state.E_ema, state.E, ema_decay(self.batch, min(self.weights.ema_half_life_kimg, 0.05 * seen)))
+        update_ema(state.E_ema, state.E, ramped_decay(self.batch, self.weights.ema_half_life_kimg, seen))
         if self.weights.average and progress >= 1 - self.weights.average:
             update_ema(state.E_mean, state.E, state.averaged / (state.averaged + 1))  # all of them count the same
             state.averaged += 1

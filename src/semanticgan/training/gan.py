@@ -12,7 +12,7 @@ from semanticgan import losses
 from semanticgan.config import Config, NetworkConfig
 from semanticgan.data import transforms
 from semanticgan.data.stream import Stream, generator
-from semanticgan.ema import ema_decay, update_ema
+from semanticgan.ema import ramped_decay, update_ema
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.memory import keep_freed_memory
 from semanticgan.model import build_generator
@@ -285,9 +285,9 @@ class GanTrainer:
     def update_averages(self, batch: Batch) -> None:
         """w_avg and G_ema; the average's half-life grows with the images seen, up to its set value."""
         state, gan = self.state, self.gan
-        seen = state.seen_before + state.nimg + gan.batch
+        seen = (state.seen_before + state.nimg + gan.batch) / 1000
         state.G.mapping.update_w_avg(self.world.mean(batch.w))
-        update_ema(state.G_ema, state.G, ema_decay(gan.batch, min(gan.ema_half_life_kimg, seen / 1000 * gan.ema_rampup)))
+        update_ema(state.G_ema, state.G, ramped_decay(gan.batch, gan.ema_half_life_kimg, seen, gan.ema_rampup))
 
     def update_augmentation(self, real_sign: float) -> None:
         """p goes up while D_img's mean sign on real images is above the target, else down (ADA, section 3.1)."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from semanticgan.config import Config
 from semanticgan.data import transforms
 from semanticgan.data.stream import Stream, generator
-from semanticgan.ema import ema_decay, update_ema
+from semanticgan.ema import ramped_decay, update_ema
 from semanticgan.errors import UserError, first_line
 from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN
@@ -200,7 +200,7 @@ class StudentTrainer:
         lr = learning_rate(student.lr, nimg // self.batch, progress)
         norm = descend(state.S, state.opt, loss, lr, student.grad_clip)
         seen = (nimg + self.batch) / 1000
-        update_ema(state.S_ema, state.S, ema_decay(self.batch, min(student.ema_half_life_kimg, 0.05 * seen)))
+        update_ema(state.S_ema, state.S, ramped_decay(self.batch, student.ema_half_life_kimg, seen))
         return {"loss": loss.detach(), "grad_norm": norm, **{name: term.detach() for name, term in terms.items()}}
 
     def validate(self, val: ValidationData) -> float:
