@@ -27,7 +27,7 @@ from semanticgan.inversion import Whitening, whitening
 from semanticgan.labels import LabelSpec
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
-from semanticgan.nn.layers import Undrawn, placed
+from semanticgan.nn.layers import Undrawn, misfit, placed
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.nn.unet import PretrainedUNet, UNet, build_unet
 from semanticgan.predict import Found, GeneratorPredictor, NetworkPredictor, Predictor, predict
@@ -300,19 +300,11 @@ def require_fit(config: ModelConfig, weights: Path) -> None:
     """
     with torch.device("meta"), Undrawn():
         networks = named_networks(config)
-    wanted = {
-        f"{name}.{key}": tuple(value.shape)
-        for name, net in networks.items()
-        for key, value in net.state_dict().items()
-    }  # fmt: skip
+    wanted = {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
     with safe_open(weights, framework="pt") as file:
-        found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    for key in sorted(wanted.keys() | found.keys()):
-        if wanted.get(key) != found.get(key):
-            raise UserError(
-                f"{weights}: {key}: got {found.get(key, 'nothing')}, expected {wanted.get(key, 'no such tensor')}; "
-                "weights and config.json are not of one model"
-            )
+        found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    if wrong := misfit(found, wanted):
+        raise UserError(f"{weights}: {wrong}; weights and config.json are not of one model")
 
 
 def find_model(source: Path | str) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from semanticgan.errors import UserError, first_line
 from semanticgan.nn.generator import Generator
-from semanticgan.nn.layers import Undrawn
+from semanticgan.nn.layers import Undrawn, misfit
 
 State = dict[str, Tensor]
 W_AVG_SAMPLES = 10_000
@@ -64,14 +64,9 @@ def read_reference(path: str | Path, seed: int = 0) -> tuple[ReferenceSizes, Sta
 def _require_fit(sizes: ReferenceSizes, state: State, path: Path) -> None:
     """Before any memory is taken for a generator of these sizes, which a single tensor's shape may make enormous."""
     with torch.device("meta"), Undrawn():
-        wanted = {key: tuple(value.shape) for key, value in sizes.generator().state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    for key in sorted(wanted.keys() | found.keys()):
-        if wanted.get(key) != found.get(key):
-            raise UserError(
-                f"{path}: the generator's tensors do not fit together: {key}: got {found.get(key, 'nothing')}, "
-                f"expected {wanted.get(key, 'no such tensor')}"
-            )
+        wanted = sizes.generator().state_dict()
+    if wrong := misfit({key: value.shape for key, value in state.items()}, wanted):
+        raise UserError(f"{path}: the generator's tensors do not fit together: {wrong}")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

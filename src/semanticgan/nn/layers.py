@@ -1,6 +1,7 @@
 """Layers with equalised learning rate (arXiv 1710.10196, section 4.1): the weight used is the stored one / sqrt(fan in)."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -182,6 +183,16 @@ class SpectralConv2d(nn.Module):
 
     def forward(self, x: Float[Tensor, "n i h w"]) -> Float[Tensor, "n o h2 w2"]:
         return functional.conv2d(x, self.weight / self.sigma(), None, self.stride, self.padding)
+
+
+def misfit(found: Mapping[str, Sequence[int]], wanted: Mapping[str, Tensor]) -> str:
+    """The first of the shapes found that is not that of the tensor wanted under its name, with both; "" where all fit."""
+    for key in sorted(found.keys() | wanted.keys()):
+        got = tuple(found[key]) if key in found else "nothing"
+        expected = tuple(wanted[key].shape) if key in wanted else "no such tensor"
+        if got != expected:
+            return f"{key}: got {got}, expected {expected}"
+    return ""
 
 
 class Undrawn(TorchFunctionMode):

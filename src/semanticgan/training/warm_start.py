@@ -10,6 +10,7 @@ from semanticgan.config import STUDENT, Config, build_config, choose_preset
 from semanticgan.data.sources import Sources
 from semanticgan.errors import UserError
 from semanticgan.model import SemanticGAN
+from semanticgan.nn.layers import misfit
 from semanticgan.training.checkpoint import State, load_checkpoint, stage_checkpoints
 from semanticgan.training.plan import Plan
 
@@ -111,12 +112,7 @@ def entry(content: object, name: str, path: Path) -> dict[str, Any]:
 
 def copy_weights(source: str, name: str, net: nn.Module, weights: dict[str, Tensor]) -> None:
     """Raises UserError naming the first tensor whose shape differs."""
-    mine = net.state_dict()
-    for key in sorted(mine.keys() | weights.keys()):
-        shapes = [tuple(d[key].shape) if key in d else "nothing" for d in (weights, mine)]
-        if shapes[0] != shapes[1]:
-            raise UserError(
-                f"--from {source}: {name}.{key}: got {shapes[0]}, expected {shapes[1]}; "
-                "use the preset, resolution, classes and sizes of the run it comes from"
-            )
+    if wrong := misfit({key: value.shape for key, value in weights.items()}, net.state_dict()):
+        advice = "use the preset, resolution, classes and sizes of the run it comes from"
+        raise UserError(f"--from {source}: {name}.{wrong}; {advice}")
     net.load_state_dict(weights)
