@@ -121,13 +121,18 @@ class GeneratorPredictor:
 def reconstruction_distance(
     lpips: LPIPS, img: Float[Tensor, "n c r r"], reconstruction: Float[Tensor, "n c r r"]
 ) -> Float[Tensor, " n"]:
-    """LPIPS between images and their reconstructions as they are; below 32 px, the least AlexNet takes, pixels are repeated."""
-    repeats = max(1, 32 // img.shape[-1])
+    """LPIPS between images and their reconstructions as they are, `large_enough`."""
 
     def distance(*pair: Tensor) -> Tensor:
-        return lpips(*(x.repeat_interleave(repeats, -1).repeat_interleave(repeats, -2) for x in pair))
+        return lpips(*map(large_enough, pair))
 
     return in_fixed_batches(distance, img, reconstruction.clamp(-1, 1))[0].float()
+
+
+def large_enough(img: Float[Tensor, "n c r r"]) -> Float[Tensor, "n c r2 r2"]:
+    """For LPIPS: below 32 px, the least that AlexNet takes, pixels are repeated."""
+    repeats = max(1, 32 // img.shape[-1])
+    return img.repeat_interleave(repeats, -1).repeat_interleave(repeats, -2)
 
 
 @dataclass(frozen=True)

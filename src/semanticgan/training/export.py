@@ -1,16 +1,13 @@
 """The end of a run: settings chosen on validation images, scores, and the model folder with its card."""
 
 import json
-import platform
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
-from semanticgan import __version__
 from semanticgan.config import Config, ModelConfig
 from semanticgan.data.sources import Sources
 from semanticgan.evaluation import Choice, Share, choose, evaluate
@@ -19,6 +16,7 @@ from semanticgan.model import SemanticGAN, settings_in_words
 from semanticgan.nn.encoder import Encoder
 from semanticgan.nn.generator import Generator
 from semanticgan.predict import Found
+from semanticgan.training.plan import versions
 from semanticgan.training.run import Run, write_text
 
 STEP_CANDIDATES = (0, 20, 60)
@@ -71,10 +69,6 @@ def export_model(
 
     run.world.first(write)
     return scores
-
-
-def versions() -> dict[str, str]:
-    return {"semanticgan": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def choose_settings(model: SemanticGAN, config: Config, sources: Sources, share: Share) -> Choice:

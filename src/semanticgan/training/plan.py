@@ -33,11 +33,10 @@ class Plan:
     def write(self, folder: Path) -> None:
         for name in ("labeled", "unlabeled", "val"):
             write_text(folder / f"{name}.txt", "".join(f"{path}\n" for path in getattr(self.sources, name)))
-        versions = {"semanticgan": __version__, "torch": torch.__version__, "python": platform.python_version()}
         content = {
             "command": self.command, "data": str(self.sources.root), "hours": self.hours, "device": self.device,
             "start_from": self.start_from, "teachers": self.teachers, "notes": self.sources.notes,
-            "labels": self.labels.model_dump(mode="json"), "config": self.config.model_dump(mode="json"), "versions": versions,
+            "labels": self.labels.model_dump(mode="json"), "config": self.config.model_dump(mode="json"), "versions": versions(),
         }  # fmt: skip
         write_text(folder / "config.json", json.dumps(content, indent=1) + "\n")
 
@@ -56,6 +55,11 @@ class Plan:
             raise UserError(
                 f"--out {folder}: --resume needs a run folder, and this one cannot be read as one ({reason})"
             ) from None
+
+
+def versions() -> dict[str, str]:
+    """Of what computes, for a run's and a model's config.json."""
+    return {"semanticgan": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def read_paths(path: Path) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from semanticgan.data.transforms import fit_image, to_float, to_u8
 from semanticgan.inversion import in_fixed_batches, invert
 from semanticgan.model import SemanticGAN, distance_rank
 from semanticgan.precision import autocast
-from semanticgan.predict import FLOOR, Found
+from semanticgan.predict import FLOOR, Found, large_enough
 from semanticgan.visuals import to_rgb
 from semanticgan.web.jobs import Long
 from semanticgan.web.pictures import Opened, data_url, png, runs
@@ -177,10 +177,8 @@ def _found(
     log_probs = (with_one_object(probs, config.convex) if single else probs).clamp_min(FLOOR).log()
     if out is None:
         return [Found(size, config.data.fit, config.temperature, log_probs[n], None, None, None) for n, size in enumerate(sizes)]
-    repeats = max(1, 32 // config.data.resolution)  # AlexNet takes no less than 32 px
-    large = (x.repeat_interleave(repeats, -1).repeat_interleave(repeats, -2) for x in (img, out.float().clamp(-1, 1)))
     with autocast(model.device):
-        distances = model.lpips(*large).float().tolist()
+        distances = model.lpips(large_enough(img), large_enough(out.float().clamp(-1, 1))).float().tolist()
     shown = to_u8(out).cpu().numpy()
     return [
         Found(size, config.data.fit, config.temperature, log_probs[n], None, shown[n], distances[n])
