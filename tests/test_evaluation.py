@@ -255,11 +255,6 @@ def test_more_than_two_classes_never_zoom(cats):
     assert not choice.zoom and set(choice.scores) == {"0 steps", "20 steps", "60 steps"}
 
 
-def test_nothing_to_choose_by():
-    choice = choose(finder(lambda k, steps, zoom: 0), Path(), [], BINARY, 3)
-    assert (choice.steps, choice.zoom, choice.temperature, choice.distance_quantiles) == (0, False, 1.0, ())
-
-
 def test_temperature_makes_confidence_honest(lesions):
     """A quarter of the lesion is missed, an eighth of all pixels: the best temperature says 7/8 everywhere."""
     choice = choose(finder(lambda k, steps, zoom: 1), *lesions, BINARY, 3)

@@ -182,11 +182,8 @@ def choose(
     Zoom is taken unless it costs more than ZOOM_COST of mean foreground IoU (over images, of the mean over classes 1..).
     More steps are taken only where they gain more than MARGIN and than the standard error of the gain, image by image.
     An image rightly left empty by one of two and not by the other counts as 1 for the one. The temperature minimises the
-    negative log likelihood of the masks' pixels. Without images: the first candidate, no zoom; of fewer than FEWEST_DISTANCES
-    distances no quantiles.
+    negative log likelihood of the masks' pixels. Of fewer than FEWEST_DISTANCES distances no quantiles.
     """
-    if not images:
-        return Choice(steps[0], bool(zoom), 1.0, (), {}, np.zeros(0))
     scores: dict[str, float] = {}
     may_zoom = labels.num_classes == 2 and zoom is not False
     trial = _trial(find, root, images, labels, channels, steps[0], may_zoom, share)

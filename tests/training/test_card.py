@@ -54,13 +54,13 @@ def test_where_every_validation_pixel_is_ignored(write):
     assert summary(scores) == "validation, 2 images: no pixel that counts"
 
 
-def test_without_scores(write):
-    assert ModelCard(write({}, "/")).data.eval_results is None
+def test_images_in_the_root_folder_have_a_name_too(write):
+    assert ModelCard(write(SCORES, "/")).data.eval_results[0].dataset_type == "data"
 
 
 @pytest.mark.parametrize("trunk", ["residual", "efficientnet-lite0"])
 def test_outside_weights_are_named(write, trunk):
-    assert ("ImageNet" in write({}, "/d", f"networks.encoder_trunk={trunk}")) == (trunk != "residual")
+    assert ("ImageNet" in write(SCORES, "/d", f"networks.encoder_trunk={trunk}")) == (trunk != "residual")
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,13 @@ def test_resume_of_what_is_no_run(call, tmp_path, content):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_resume_of_a_run_whose_list_was_emptied_is_one_line(call, planned):
+    (planned / "val.txt").write_text("")
+    with pytest.raises(UserError, match=r"val\.txt names no image") as caught:
+        call(**RESUME)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_resume_of_a_foreign_setting_is_one_line(call, planned):
     content = json.loads((planned / "config.json").read_text())
     content["config"]["gan"]["kimg"] = -1

@@ -89,7 +89,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def to_keep(state: State, score: float, keep: str) -> bool:
     """Are these the weights to export so far? By their validation score, which is remembered; or "last", whatever they score.
 
-    A score that is NaN, as without validation images, speaks for the later weights.
+    A score that is NaN, as where no validation image or answer has a foreground, speaks for the later weights.
     """
     better = not math.isfinite(score) or score > state.best
     if math.isfinite(score):

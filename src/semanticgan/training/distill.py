@@ -226,14 +226,13 @@ def export_student(
         contrast=config.predict.contrast,
         versions=versions(),
     )
-    model, scores = SemanticGAN(described, None, S=S, device=plan.device), {}
-    if sources.val:
-        run.log(f"choosing views, zoom and temperature on {len(sources.val)} validation images")
-        views, choice = choose_settings(model, plan, run)
-        model = model.configured(views=views, zoom=choice.zoom, temperature=choice.temperature)
-        scores = evaluate(model.find, sources.root, sources.val, plan.labels, config.data.num_channels)
-        run.log(summary(scores))
-        write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
+    model = SemanticGAN(described, None, S=S, device=plan.device)
+    run.log(f"choosing views, zoom and temperature on {len(sources.val)} validation images")
+    views, choice = choose_settings(model, plan, run)
+    model = model.configured(views=views, zoom=choice.zoom, temperature=choice.temperature)
+    scores = evaluate(model.find, sources.root, sources.val, plan.labels, config.data.num_channels)
+    run.log(summary(scores))
+    write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
     may_look, may_zoom = config.predict.views and config.data.symmetry != "none", plan.labels.num_classes == 2
     open_ones = [*(["views"] if may_look else []), *(["zoom"] if may_zoom and config.predict.zoom is None else [])]
     model.save(run.folder / "model", card(model.config, sources, scores, plan.command, lengths, config.run.seed, open_ones, how))

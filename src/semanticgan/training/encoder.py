@@ -42,7 +42,7 @@ PSEUDO_RAMP = 0.25  # share of the stage in which the weight of E's own label ma
 
 @dataclass(frozen=True)
 class ValidationData:
-    """Packed validation images and their class maps; may be empty."""
+    """Packed validation images and their class maps."""
 
     images: UInt8[np.ndarray, "n r r c"]
     labels: UInt8[np.ndarray, "n r r"]
@@ -282,9 +282,7 @@ class EncoderTrainer:
         return torch.cat([img for img, _ in outs]), torch.cat([seg_logits for _, seg_logits in outs])
 
     def validate(self, val: ValidationData) -> float:
-        """Mean over images and foreground classes of IoU at G's resolution; NaN without validation images."""
-        if len(val.images) == 0:
-            return math.nan
+        """Mean over images and foreground classes of IoU at G's resolution; NaN where no image has one."""
         predict = self.config.predict
 
         def scores(chosen: Sequence[int]) -> list[Tensor]:
@@ -298,8 +296,8 @@ class EncoderTrainer:
         return float(torch.stack(self.world.shared(range(len(val.images)), scores, chunk=VALIDATED)).nanmean())
 
     def picture(self, val: ValidationData) -> UInt8[np.ndarray, "h w 3"]:
-        """Validation images (training images where there are none) above their reconstructions and label maps."""
-        images = np.asarray((val.images if len(val.images) else self.data.images)[:16])
+        """Validation images above their reconstructions and label maps."""
+        images = np.asarray(val.images[:16])
         img, seg_logits = self.explain(images)
         label = self.labels.to_colour(seg_logits.argmax(1).byte().cpu().numpy())
         columns = zip(images, transforms.to_u8(img).cpu().numpy(), label, strict=True)

@@ -33,11 +33,10 @@ def export_model(
     command: str,
     lengths: dict[str, float],  # kimg of the stages and hours, for the card
     how: Sequence[str] = (),  # sentences on the training, for the card
-) -> dict[str, Any]:
-    """Choose steps, zoom and temperature on the validation images, and write `model/` with the scores that came out.
+) -> None:
+    """Choose steps, zoom and temperature on the validation images, and write `model/`, and `validation.json` with the scores.
 
     Processes share the images; rank 0 writes.
-    Returns the validation scores, in the form of `evaluate --json`, which also stand in `validation.json`.
     """
     chosen = ModelConfig(
         labels=labels, data=config.data, networks=config.networks, inversion=config.inversion,
@@ -46,29 +45,25 @@ def export_model(
         versions=versions(),
     )  # fmt: skip
     model = SemanticGAN(chosen, G, E, device)
-    scores: dict[str, Any] = {}
     shared = run.world.shared
-    if sources.val:
-        run.log(f"choosing steps, zoom and temperature on {len(sources.val)} validation images")
-        choice = choose_settings(model, config, sources, shared)
-        for name, value in choice.scores.items():
-            run.log(f"validation IoU: {name}: {value:.4f}")
-        model = model.configured(
-            steps=choice.steps, zoom=choice.zoom, temperature=choice.temperature, distance_quantiles=choice.distance_quantiles
-        )
-        scores = evaluate(model.find, sources.root, sources.val, labels, config.data.num_channels, share=shared)
-        run.log(summary(scores))
+    run.log(f"choosing steps, zoom and temperature on {len(sources.val)} validation images")
+    choice = choose_settings(model, config, sources, shared)
+    for name, value in choice.scores.items():
+        run.log(f"validation IoU: {name}: {value:.4f}")
+    model = model.configured(
+        steps=choice.steps, zoom=choice.zoom, temperature=choice.temperature, distance_quantiles=choice.distance_quantiles
+    )
+    scores = evaluate(model.find, sources.root, sources.val, labels, config.data.num_channels, share=shared)
+    run.log(summary(scores))
 
     def write() -> None:
-        if scores:
-            write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
+        write_text(run.folder / "validation.json", json.dumps(scores, indent=1) + "\n")
         may_zoom = labels.num_classes == 2 and config.predict.zoom is None
         open_ones = [*(["steps"] if config.predict.steps is None else []), *(["zoom"] if may_zoom else [])]
         text = card(model.config, sources, scores, command, lengths, config.run.seed, open_ones, how)
         model.save(run.folder / "model", text)
 
     run.world.first(write)
-    return scores
 
 
 def choose_settings(model: SemanticGAN, config: Config, sources: Sources, share: Share) -> Choice:
@@ -126,17 +121,15 @@ def card(
         "## Use", "",
         f"By default: {settings_in_words(config)}; {chosen} chosen on the validation images.", "",
     ]  # fmt: skip
-    if scores:
-        lines += ["## Validation scores", "", "| class | IoU | 95 % | Dice |", "|---|---|---|---|"]
-        for name in config.labels.names:
-            iou, dice, interval = (scores[a][b][name] for a, b in (("mean", "iou"), ("mean", "dice"), ("interval95", "iou")))
-            if iou is not None:
-                low, high = interval
-                between = "too few images" if low is None or high is None else f"{low:.4f} to {high:.4f}"
-                lines.append(f"| {name} | {iou:.4f} | {between} | {dice:.4f} |")
-        lines.append("")
+    lines += ["## Validation scores", "", "| class | IoU | 95 % | Dice |", "|---|---|---|---|"]
+    for name in config.labels.names:
+        iou, dice, interval = (scores[a][b][name] for a, b in (("mean", "iou"), ("mean", "dice"), ("interval95", "iou")))
+        if iou is not None:
+            low, high = interval
+            between = "too few images" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+            lines.append(f"| {name} | {iou:.4f} | {between} | {dice:.4f} |")
     lines += [
-        "## Limits", "",
+        "", "## Limits", "",
         f"Images unlike the training images get worse label maps; {unlike} "
         "The terms of the training data apply to this model. Not a medical device.", "",
     ]  # fmt: skip
@@ -150,7 +143,7 @@ def front_matter(sources: Sources, scores: dict[str, Any]) -> str:
         "license": "other", "license_name": "terms-of-the-training-data",
         "tags": ["semantic-segmentation", "semi-supervised", "stylegan2"],
     }  # fmt: skip
-    if scores and scores["mean"]["miou"] is not None:
+    if scores["mean"]["miou"] is not None:
         data = Path(sources.root).name or "data"
         result = {
             "task": {"type": "image-segmentation"},

@@ -46,6 +46,8 @@ class Plan:
         try:
             content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             lists = {name: read_paths(folder / f"{name}.txt") for name in ("labeled", "unlabeled", "val")}
+            if not lists["val"]:
+                raise ValueError("val.txt names no image")
             sources = Sources(root=Path(content["data"]), notes=tuple(content["notes"]), **lists)
             return cls(Config.model_validate(content["config"]), LabelSpec.model_validate(content["labels"]), sources,
                        content["hours"], content["device"], content["start_from"], content["command"],

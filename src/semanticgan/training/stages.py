@@ -317,14 +317,9 @@ def pack_data(plan: Plan, run: Run) -> tuple[TrainingData, ValidationData]:
     unlabeled = packed("unlabelled", sources.unlabeled, None)
     assert labeled.labels is not None
     require_all_classes(sources.root, plan.labels, labeled.labels)
-    if not sources.val:
-        side, channels = config.data.resolution, config.data.num_channels
-        val = ValidationData(np.zeros((0, side, side, channels), np.uint8), np.zeros((0, side, side), np.uint8))
-    else:
-        packed_val = packed("validation", sources.val, plan.labels)
-        assert packed_val.labels is not None
-        val = ValidationData(packed_val.images, packed_val.labels)
-    return TrainingData(unlabeled.images, labeled.images, labeled.labels), val
+    val = packed("validation", sources.val, plan.labels)
+    assert val.labels is not None
+    return TrainingData(unlabeled.images, labeled.images, labeled.labels), ValidationData(val.images, val.labels)
 
 
 def require_all_classes(root: Path, labels: LabelSpec, packed: np.ndarray) -> None:

@@ -204,9 +204,7 @@ class StudentTrainer:
         return {"loss": loss.detach(), "grad_norm": norm, **{name: term.detach() for name, term in terms.items()}}
 
     def validate(self, val: ValidationData) -> float:
-        """Mean over images and foreground classes of IoU at G's resolution, as the encoder's; NaN without images."""
-        if len(val.images) == 0:
-            return math.nan
+        """Mean over images and foreground classes of IoU at G's resolution, as the encoder's; NaN where no image has one."""
         predict = self.config.predict
         scores = image_ious(self.state.S_ema, val.images, val.labels, self.config.run.precision,
                             bool(predict.one_object), bool(predict.convex))  # fmt: skip
