@@ -80,10 +80,10 @@ class Whitening:
 
 
 @torch.no_grad()
-def whitening(G: Generator, n: int = 10_000, seed: int = 0) -> Whitening:
-    """Estimated from n seeded z. Axes along which w hardly varies count as if by 3 % of the mean deviation."""
+def whitening(G: Generator, n: int = 10_000) -> Whitening:
+    """Estimated from n z, always the same ones. Axes along which w hardly varies count as if by 3 % of the mean deviation."""
     device = G.mapping.w_avg.device
-    z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(seed))
+    z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(0))
     w = torch.cat([G.mapping.w(part.to(device)) for part in z.split(1000)])
     v = _before_activation(w).cpu().double()
     variance, axes = torch.linalg.eigh(torch.cov(v.T))
@@ -180,14 +180,13 @@ class _Adam:
     Its operations are single products, sums, quotients and roots, which round alike in every vector lane; a fused one need not.
     """
 
-    def __init__(self, variables: list[Tensor], betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.betas = betas
+    def __init__(self, variables: list[Tensor]) -> None:
         self.first = [torch.zeros_like(v) for v in variables]
         self.second = [torch.zeros_like(v) for v in variables]
 
     def step(self, k: int, index: Tensor, value: Tensor, grad: Tensor, lr: float, step: int) -> Tensor:
         """Variable k of the images `index` after update number `step` (from 0)."""
-        b1, b2 = self.betas
+        b1, b2 = 0.9, 0.999
         m = self.first[k][index] * b1 + grad * (1 - b1)
         v = self.second[k][index] * b2 + grad * grad * (1 - b2)
         self.first[k][index], self.second[k][index] = m, v

@@ -110,15 +110,11 @@ def cross_entropy(seg_logits: Float[Tensor, "n k h w"], label: Int[Tensor, "n h 
     return (per_pixel.sum(dim=(1, 2)) / valid).mean()
 
 
-def dice_loss(
-    seg_logits: Float[Tensor, "n k h w"],
-    label: Int[Tensor, "n h w"],
-    smooth: float = 1.0,
-) -> Float[Tensor, ""]:
+def dice_loss(seg_logits: Float[Tensor, "n k h w"], label: Int[Tensor, "n h w"]) -> Float[Tensor, ""]:
     """1 - soft Dice (V-Net, arXiv 1606.04797) of each image's foreground classes, mean over classes and images.
 
-    Ignored pixels count on neither side. `smooth`, in pixels, is added above and below, so that a class absent from the
-    label and (nearly) from the prediction costs (nearly) nothing.
+    Ignored pixels count on neither side. A pixel is added above and below, so that a class absent from the label and
+    (nearly) from the prediction costs (nearly) nothing.
     """
     valid = (label != IGNORE_INDEX).unsqueeze(1)
     probs = _at_least_float32(seg_logits).softmax(1)[:, 1:] * valid
@@ -126,4 +122,4 @@ def dice_loss(
     truth = (label.unsqueeze(1) == classes[:, None, None]).to(probs.dtype)  # [N, K-1, H, W]; 255 is no class
     overlap = (probs * truth).sum(dim=(2, 3))
     size = probs.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))
-    return 1 - ((2 * overlap + smooth) / (size + smooth)).mean()
+    return 1 - ((2 * overlap + 1) / (size + 1)).mean()

@@ -38,12 +38,12 @@ class ReferenceSizes:
         )
 
 
-def read_reference(path: str | Path, seed: int = 0) -> tuple[ReferenceSizes, State]:
+def read_reference(path: str | Path) -> tuple[ReferenceSizes, State]:
     """Sizes and state dict, in our names and float32, of the averaged generator in an authors' checkpoint.
 
     `.safetensors` with the keys bare or below `g_ema.` or `g.`, or a `.pt`, of which nothing but tensors, plain
     containers and `argparse.Namespace` is read. One label channel s becomes two, (-s, s). They store no mean of W, so it is
-    estimated from 10,000 z drawn from `seed`. Raises UserError naming the file and what is wrong with it.
+    estimated from 10,000 z, always the same ones. Raises UserError naming the file and what is wrong with it.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,7 +56,7 @@ def read_reference(path: str | Path, seed: int = 0) -> tuple[ReferenceSizes, Sta
     G = sizes.generator()
     G.load_state_dict(ours)
     with torch.no_grad():
-        z = torch.randn(W_AVG_SAMPLES, sizes.z_dim, generator=torch.Generator().manual_seed(seed))
+        z = torch.randn(W_AVG_SAMPLES, sizes.z_dim, generator=torch.Generator().manual_seed(0))
         G.mapping.w_avg.copy_(G.mapping.w(z).mean(0))
     return sizes, G.state_dict()
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from semanticgan.labels import IGNORE_INDEX
 
 FEWEST = 10  # cases of an interval
+RESAMPLES, LEVEL = 1000, 0.95  # of the bootstrap
 
 
 def confusion(pred: Integer[Tensor, "*shape"], label: Integer[Tensor, "*shape"], num_classes: int) -> Int[Tensor, "k k"]:
@@ -52,10 +53,8 @@ def accuracy(conf: Int[Tensor, "*batch k k"]) -> Float[Tensor, "*batch"]:
 def bootstrap_interval(
     values: Float[Tensor, " n"] | Float[np.ndarray, " n"] | Sequence[float],
     seed: int = 0,
-    resamples: int = 1000,
-    level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (Efron 1979) of the mean over cases; NaN cases are left out.
+    """95 % percentile bootstrap interval (Efron 1979) of the mean over cases; NaN cases are left out.
 
     (NaN, NaN) for fewer than FEWEST cases, of which it would promise more than it holds: of 5 IoUs 82 % instead of 95 %,
     of 10 88 %, of 50 93 %. The same seed gives the same interval.
@@ -65,6 +64,6 @@ def bootstrap_interval(
     if cases.size < FEWEST:
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
-    means = [cases[rng.integers(cases.size, size=cases.size)].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    means = [cases[rng.integers(cases.size, size=cases.size)].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -70,9 +70,9 @@ class FeatureHead(nn.Module):
     ws say the same to every place, so they can only describe shapes that G has a word for; this says where things are.
     """
 
-    def __init__(self, sides: list[int], channels: list[int], side: int, width: int, hidden: int = 64) -> None:
+    def __init__(self, sides: list[int], channels: list[int], side: int, width: int) -> None:
         super().__init__()
-        self.side = side
+        self.side, hidden = side, 64
         self.first = sum(s > 2 * side for s in sides)  # of the trunk's maps; larger ones would have to be shrunk too much
         self.lateral = nn.ModuleList(nn.Conv2d(c, hidden, 1) for c in channels[self.first :])
         self.conv0 = nn.Conv2d(hidden, hidden, 3, 1, 1)

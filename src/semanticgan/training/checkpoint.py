@@ -110,10 +110,10 @@ def stage_checkpoints(folder: Path, stage: str) -> list[Path]:
     return sorted((folder / "checkpoints").glob(f"{stage}-[0-9]*.pt"))
 
 
-def save_stage(folder: Path, stage: str, nimg: int, content: dict[str, Any], keep: int = 2) -> Path:
-    """Add a checkpoint of a stage and drop all but the last `keep`."""
+def save_stage(folder: Path, stage: str, nimg: int, content: dict[str, Any]) -> Path:
+    """Add a checkpoint of a stage and drop all but the last two."""
     path = folder / "checkpoints" / f"{stage}-{nimg:09d}.pt"
     save_checkpoint(path, content)
-    for old in stage_checkpoints(folder, stage)[:-keep]:
+    for old in stage_checkpoints(folder, stage)[:-2]:
         old.unlink()
     return path
