@@ -23,7 +23,10 @@ OUTPUTS = ("probs", "label", "reconstruction")  # a student has no reconstructio
 
 
 class EncoderWithGenerator(nn.Module):
-    """E, then G without noise, as one network: what `segment` computes of the plain view, at G's resolution in float32."""
+    """E, then G without noise, as one network: what `segment` computes of the plain view, at G's resolution in float32.
+
+    Neither this nor `Student` does what the model's `one_object` and `convex` say.
+    """
 
     def __init__(self, model: SemanticGAN) -> None:
         super().__init__()

@@ -74,7 +74,8 @@ class NetworkPredictor:
 class GeneratorPredictor:
     """SemanticGAN: the encoder finds ws, `steps` of inversion improve them, G gives label map and reconstruction.
 
-    Without an encoder inversion starts at w_avg, for turned views too. Raises UserError then if `steps` is 0.
+    Without an encoder inversion starts at w_avg, for turned views too. Raises UserError then if `steps` is 0, and ValueError
+    for steps without `lpips`.
     """
 
     def __init__(

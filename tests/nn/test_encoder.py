@@ -48,8 +48,8 @@ def test_starts_near_w_avg_and_follows_it():
     assert torch.allclose(E(img)[0], before + 5, atol=1e-5)
 
 
-def test_images_of_another_side_are_refused():
-    with pytest.raises(ValueError, match="got images of side 32, expected 16"):
+def test_images_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"got images of size \(32, 32\), expected side 16"):
         build()(torch.randn(1, 3, 32, 32))
 
 

@@ -59,7 +59,7 @@ def test_missing_and_foreign_entries_are_refused(group, change):
     saved = build(1).state_dict()
     saved[group] = dict(list(saved[group].items())[1:]) if change == "missing" else saved[group] | {"more": 1}
     before = state.net.weight.clone()
-    with pytest.raises(ValueError, match=r"got members .*, expected"):
+    with pytest.raises(ValueError, match=rf"got {group} .*, expected"):
         state.load_state_dict(saved)
     assert torch.equal(state.net.weight, before) and state.nimg == 0
 

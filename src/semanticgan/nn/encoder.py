@@ -136,9 +136,9 @@ class Encoder(nn.Module):
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
     def forward(self, img: Float[Tensor, "n c r r"]) -> tuple[Tensor, ...]:
-        """(ws,) or (ws, features), in float32, as `G.synthesis` takes them. Raises ValueError for images of another side."""
-        if img.shape[-1] != self.resolution:
-            raise ValueError(f"E: got images of side {img.shape[-1]}, expected {self.resolution}")
+        """(ws,) or (ws, features), in float32, as `G.synthesis` takes them. Raises ValueError for images of another size."""
+        if img.shape[2:] != (self.resolution, self.resolution):
+            raise ValueError(f"E: got images of size {tuple(img.shape[2:])}, expected side {self.resolution}")
         if self.side != self.resolution:
             img = F.interpolate(img, size=(self.side, self.side), mode="bilinear", align_corners=False)
         maps = self.trunk(img)

@@ -50,9 +50,9 @@ class State:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Raises ValueError where members or numbers are missing or foreign."""
-        for mine, theirs in ((self.members, saved["members"]), (self.numbers, saved["numbers"])):
-            if set(mine) != set(theirs):
-                raise ValueError(f"got members {sorted(theirs)}, expected {sorted(mine)}")
+        for what, mine in (("members", self.members), ("numbers", self.numbers)):
+            if set(mine) != set(saved[what]):
+                raise ValueError(f"got {what} {sorted(saved[what])}, expected {sorted(mine)}")
         for name, member in self.members.items():
             member.load_state_dict(saved["members"][name])
         self.numbers.update(saved["numbers"])
