@@ -1,6 +1,7 @@
 """Our networks with the reference design's weights return the reference design's numbers, on the fast path."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,59 @@ from safetensors.torch import load_file
 
 from semanticgan.nn.discriminators import ImageDiscriminator, MultiScaleDiscriminator
 from semanticgan.nn.generator import Generator
-from semanticgan.reference_weights import convert_generator, convert_image_discriminator, convert_seg_discriminator
+from semanticgan.reference_weights import convert_generator
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 IMAGE, LOGIT = 1e-4, 1e-5  # absolute; float32 sums of some hundred terms of size 1, in another order
+
+
+_D_IMG = {
+    "convs.0.0.weight": "from_img.weight",
+    "convs.0.1.bias": "from_img.bias",
+    "final_conv.0.weight": "conv.weight",
+    "final_conv.1.bias": "conv.bias",
+    "final_linear.0.weight": "linear.weight",
+    "final_linear.0.bias": "linear.bias",
+    "final_linear.1.weight": "out.weight",
+    "final_linear.1.bias": "out.bias",
+}
+_D_IMG_BLOCK = {
+    "conv1.0.weight": "conv0.weight",
+    "conv1.1.bias": "conv0.bias",
+    "conv2.1.weight": "conv1.weight",
+    "conv2.2.bias": "conv1.bias",
+    "skip.1.weight": "skip.weight",
+}
+
+
+def convert_image_discriminator(state):
+    """Their D_img's state -> ours."""
+    out = {}
+    for key, value in state.items():
+        if key.endswith(".kernel"):
+            continue
+        if key in _D_IMG:
+            out[_D_IMG[key]] = value
+        else:
+            _, number, tail = key.split(".", 2)
+            out[f"blocks.{int(number) - 1}.{_D_IMG_BLOCK[tail]}"] = value
+    return out
+
+
+def convert_seg_discriminator(state):
+    """Their D_seg's state -> ours; their highest scale number is the full resolution."""
+    parsed = {}
+    for key, value in state.items():
+        match = re.fullmatch(r"scale(\d+)_layer(\d+)\.(?:0\.)*(\w+)", key)
+        parsed[int(match[1]), int(match[2]), match[3]] = value
+    scales = 1 + max(scale for scale, _, _ in parsed)
+    last = max(layer for _, layer, _ in parsed)
+    out = {}
+    for (scale, layer, tail), value in parsed.items():
+        name = "first" if layer == 0 else "last" if layer == last else f"middle.{layer - 1}"
+        ours = {"weight_orig": "weight", "weight_u": "u", "weight_v": "v"}.get(tail, tail)
+        out[f"scales.{scales - 1 - scale}.{name}.{ours}"] = value
+    return out
 
 
 @pytest.fixture(scope="module")
