@@ -53,8 +53,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_data():
     """The same kind of scenes as arrays: training data and validation data."""
     from semanticgan.data.synthetic import draw_scene
-    from semanticgan.training.encoder import ValidationData
-    from semanticgan.training.gan import TrainingData
+    from semanticgan.training.gan import TrainingData, ValidationData
 
     images, labels = (np.stack(arrays) for arrays in zip(*(draw_scene(seed, "a", 16) for seed in range(24)), strict=True))
     return TrainingData(images, images[:8], labels[:8]), ValidationData(images[8:12], labels[8:12])

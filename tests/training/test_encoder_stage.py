@@ -11,21 +11,14 @@ from semanticgan.config import ModelConfig
 from semanticgan.data import transforms
 from semanticgan.data.stream import generator
 from semanticgan.data.synthetic import LABELS
-from semanticgan.errors import UserError
 from semanticgan.inversion import enlarge
 from semanticgan.labels import IGNORE_INDEX
 from semanticgan.model import SemanticGAN, build_generator, named_networks
 from semanticgan.nn.perceptual import LPIPS
 from semanticgan.training import encoder
 from semanticgan.training.checkpoint import load_checkpoint, stage_checkpoints
-from semanticgan.training.encoder import (
-    EncoderTrainer,
-    ValidationData,
-    new_encoder_state,
-    train_encoder,
-    with_one_object_decided,
-)
-from semanticgan.training.gan import TrainingData
+from semanticgan.training.encoder import EncoderTrainer, new_encoder_state, train_encoder
+from semanticgan.training.gan import TrainingData, ValidationData
 from semanticgan.training.run import Interrupted, Run
 from semanticgan.training.supervised import mask_loss
 from semanticgan.training.teachers import teacher_labels
@@ -275,41 +268,6 @@ def test_mirrored_images_get_mirrored_pseudo_labels(small_config, small_data, G,
         small_config("run.precision=fp32", "data.symmetry=flip", "encoder.pseudo_threshold=0"), small_data[0], G, lpips
     )
     assert (this.guess(img.flip(-1)) == this.guess(img).flip(-1)).float().mean() > 0.999  # but for rounding of ties
-
-
-def test_whether_there_is_one_object_is_read_off_the_masks(small_config, tmp_path):
-    images, one = np.zeros((3, 16, 16, 3), np.uint8), np.zeros((3, 16, 16), np.uint8)
-    one[:, 3:9, 3:9] = 1
-    two = one.copy()
-    two[:, 12:15, 12:15] = 1
-    binary, run = LABELS.model_copy(update={"names": LABELS.names[:2], "palette": LABELS.palette[:2]}), silent(tmp_path)
-
-    def decided(masks, val, setting="null", labels=binary):
-        config, data = small_config(f"predict.one_object={setting}"), TrainingData(images, images, masks)
-        return with_one_object_decided(config, labels, data, ValidationData(images, val), run).predict.one_object
-
-    assert decided(one, one) and not decided(one, two) and not decided(two, one)
-    assert not decided(one, one, "false") and decided(two, two, "true")
-    with pytest.raises(UserError, match=r"predict\.one_object: got true for 4 classes"):
-        decided(one, one, "true", LABELS)
-
-
-def test_whether_the_object_is_convex_is_read_off_the_masks(small_config, tmp_path):
-    images, square = np.zeros((3, 16, 16, 3), np.uint8), np.zeros((3, 16, 16), np.uint8)
-    square[:, 3:11, 3:11] = 1
-    bitten = square.copy()
-    bitten[:, 5:9, 5:11] = 0
-    binary, run = LABELS.model_copy(update={"names": LABELS.names[:2], "palette": LABELS.palette[:2]}), silent(tmp_path)
-
-    def decided(masks, *settings):
-        config, data = small_config(*settings), TrainingData(images, images, masks)
-        return with_one_object_decided(config, binary, data, ValidationData(images[:0], masks[:0]), run).predict.convex
-
-    assert decided(square) and not decided(bitten)
-    assert not decided(square, "predict.one_object=false") and not decided(square, "predict.convex=false")
-    assert decided(bitten, "predict.convex=true")
-    with pytest.raises(UserError, match=r"predict\.convex: got true, but there is not one object"):
-        decided(bitten, "predict.one_object=false", "predict.convex=true")
 
 
 def test_pseudo_labels_count_more_as_e_learns(config, small_data, G, lpips):

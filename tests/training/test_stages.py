@@ -11,16 +11,17 @@ import torch
 from PIL import Image
 
 from semanticgan.config import InversionConfig, ModelConfig
+from semanticgan.data.synthetic import LABELS
 from semanticgan.errors import UserError
 from semanticgan.labels import LabelSpec
 from semanticgan.model import SemanticGAN, named_networks
 from semanticgan.training import stages
 from semanticgan.training.checkpoint import load_checkpoint, save_checkpoint, stage_checkpoints
 from semanticgan.training.encoder import EncoderTrainer
-from semanticgan.training.gan import GanTrainer
+from semanticgan.training.gan import GanTrainer, TrainingData, ValidationData
 from semanticgan.training.plan import Plan
-from semanticgan.training.run import Interrupted, held
-from semanticgan.training.stages import train
+from semanticgan.training.run import Interrupted, Run, held
+from semanticgan.training.stages import train, with_one_object_decided
 
 
 @pytest.fixture
@@ -523,3 +524,40 @@ def test_the_averages_are_exported_and_the_encoder_that_scored_best(call, export
     encoder = load_checkpoint(folder / "encoder-000000048.pt")["members"]
     for name in ("E", "E_ema"):  # they began at the mean of the G that they explain
         assert torch.equal(encoder[name]["w_avg"], gan["G_ema"]["mapping.w_avg"]) and encoder[name]["w_avg"].any()
+
+
+def test_whether_there_is_one_object_is_read_off_the_masks(small_config, tmp_path):
+    images, one = np.zeros((3, 16, 16, 3), np.uint8), np.zeros((3, 16, 16), np.uint8)
+    one[:, 3:9, 3:9] = 1
+    two = one.copy()
+    two[:, 12:15, 12:15] = 1
+    binary = LABELS.model_copy(update={"names": LABELS.names[:2], "palette": LABELS.palette[:2]})
+    run = Run(tmp_path, say=lambda text: None)
+
+    def decided(masks, val, setting="null", labels=binary):
+        config, data = small_config(f"predict.one_object={setting}"), TrainingData(images, images, masks)
+        return with_one_object_decided(config, labels, data, ValidationData(images, val), run).predict.one_object
+
+    assert decided(one, one) and not decided(one, two) and not decided(two, one)
+    assert not decided(one, one, "false") and decided(two, two, "true")
+    with pytest.raises(UserError, match=r"predict\.one_object: got true for 4 classes"):
+        decided(one, one, "true", LABELS)
+
+
+def test_whether_the_object_is_convex_is_read_off_the_masks(small_config, tmp_path):
+    images, square = np.zeros((3, 16, 16, 3), np.uint8), np.zeros((3, 16, 16), np.uint8)
+    square[:, 3:11, 3:11] = 1
+    bitten = square.copy()
+    bitten[:, 5:9, 5:11] = 0
+    binary = LABELS.model_copy(update={"names": LABELS.names[:2], "palette": LABELS.palette[:2]})
+    run = Run(tmp_path, say=lambda text: None)
+
+    def decided(masks, *settings):
+        config, data = small_config(*settings), TrainingData(images, images, masks)
+        return with_one_object_decided(config, binary, data, ValidationData(images[:0], masks[:0]), run).predict.convex
+
+    assert decided(square) and not decided(bitten)
+    assert not decided(square, "predict.one_object=false") and not decided(square, "predict.convex=false")
+    assert decided(bitten, "predict.convex=true")
+    with pytest.raises(UserError, match=r"predict\.convex: got true, but there is not one object"):
+        decided(bitten, "predict.one_object=false", "predict.convex=true")

@@ -15,8 +15,7 @@ from semanticgan.labels import IGNORE_INDEX
 from semanticgan.model import SemanticGAN, build_networks
 from semanticgan.nn.backbone import EfficientNetLite0
 from semanticgan.training.checkpoint import load_checkpoint, save_stage
-from semanticgan.training.encoder import ValidationData
-from semanticgan.training.gan import new_gan_state
+from semanticgan.training.gan import ValidationData, new_gan_state
 from semanticgan.training.run import Run
 from semanticgan.training.student import (
     Critics,

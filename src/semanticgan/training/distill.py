@@ -22,11 +22,10 @@ from semanticgan.model import SemanticGAN
 from semanticgan.nn.unet import PretrainedUNet, UNet
 from semanticgan.precision import resolved
 from semanticgan.predict import Found
-from semanticgan.training.encoder import require_predict_fits
 from semanticgan.training.export import card, summary
 from semanticgan.training.plan import Plan, require_same, versions
 from semanticgan.training.run import Interrupted, Run, duration, held, require_new_folder, write_text
-from semanticgan.training.stages import pack_data, restore, tell_report
+from semanticgan.training.stages import pack_data, require_predict_fits, restore, tell_report
 from semanticgan.training.student import (
     Samples,
     StudentTrainer,

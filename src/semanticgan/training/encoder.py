@@ -2,20 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from semanticgan.config import Config, PredictConfig
+from semanticgan.config import Config
 from semanticgan.data import transforms
-from semanticgan.data.pieces import are_convex, have_one_object, least_share, with_some_object
+from semanticgan.data.pieces import least_share, with_some_object
 from semanticgan.data.stream import Stream, generator
 from semanticgan.data.zoom_out import zoom_in, zoom_out
 from semanticgan.ema import ramped_decay, update_ema
-from semanticgan.errors import UserError
 from semanticgan.inversion import enlarge
 from semanticgan.labels import IGNORE_INDEX, LabelSpec
 from semanticgan.memory import keep_freed_memory
@@ -28,7 +26,7 @@ from semanticgan.nn.perceptual import LPIPS
 from semanticgan.precision import autocast
 from semanticgan.training.checkpoint import State, save_checkpoint, to_keep
 from semanticgan.training.distributed import ALONE, World
-from semanticgan.training.gan import TrainingData
+from semanticgan.training.gan import TrainingData, ValidationData
 from semanticgan.training.run import Clock, Run, Stage
 from semanticgan.training.supervised import ious_of, mask_loss, parameter_groups
 from semanticgan.training.teachers import teacher_labels
@@ -36,46 +34,7 @@ from semanticgan.visuals import grid, save_png, to_rgb
 
 WARMUP = 0.03  # share of the stage in which the learning rate rises
 VALIDATED = 32  # validation images at once
-ASKED = 200  # masks of each kind, at most, that say whether there is one object
 PSEUDO_RAMP = 0.25  # share of the stage in which the weight of E's own label maps rises
-
-
-@dataclass(frozen=True)
-class ValidationData:
-    """Packed validation images and their class maps."""
-
-    images: UInt8[np.ndarray, "n r r c"]
-    labels: UInt8[np.ndarray, "n r r"]
-
-
-def require_predict_fits(predict: PredictConfig, num_classes: int) -> None:
-    """Raises UserError where zoom or one object is asked for among more classes, or its hull where there may be several."""
-    for name in ("zoom", "one_object"):
-        if getattr(predict, name) and num_classes != 2:
-            raise UserError(f"predict.{name}: got true for {num_classes} classes, expected two; leave it out")
-    if predict.convex and not predict.one_object:
-        raise UserError("predict.convex: got true, but there is not one object; set predict.one_object=true too, or leave it out")
-
-
-def with_one_object_decided(config: Config, labels: LabelSpec, data: TrainingData, val: ValidationData, run: Run) -> Config:
-    """The settings with `predict.one_object` and `predict.convex` as the masks say, where they were left open.
-
-    Raises UserError where one is set for more than two classes, or the second without the first.
-    """
-    one, convex = config.predict.one_object, config.predict.convex
-    some = np.concatenate([maps[:: len(maps) // ASKED + 1] for maps in (data.labels, val.labels)])
-    if one is None:
-        one = have_one_object(some)
-        if one:
-            run.log("one object: the known masks have one piece each, so label maps will (else set predict.one_object=false)")
-            if least_share(data.labels):
-                run.log("one object: no labelled image is without it, so unlabelled ones are taken to show it too")
-    require_predict_fits(config.predict.model_copy(update={"one_object": one}), labels.num_classes)
-    if convex is None:
-        convex = one and are_convex(some)
-        if convex:
-            run.log("one object: the known masks have hardly a dent, so label maps have none (else set predict.convex=false)")
-    return config.model_copy(update={"predict": config.predict.model_copy(update={"one_object": one, "convex": convex})})
 
 
 def new_encoder_state(config: Config, G: Generator, channels: int, device: str) -> State:

@@ -44,6 +44,14 @@ class TrainingData:
         return int(self.images.shape[-1])
 
 
+@dataclass(frozen=True)
+class ValidationData:
+    """Packed validation images and their class maps."""
+
+    images: UInt8[np.ndarray, "n r r c"]
+    labels: UInt8[np.ndarray, "n r r"]
+
+
 def build_discriminators(
     nets: NetworkConfig, resolution: int, num_classes: int, channels: int
 ) -> tuple[ImageDiscriminator | ProjectedDiscriminator, MultiScaleDiscriminator]:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from semanticgan.config import STUDENT, Config, build_config, choose_preset
+from semanticgan.config import STUDENT, Config, PredictConfig, build_config, choose_preset
 from semanticgan.data.coding import decide_labels
 from semanticgan.data.dataset import load_picture
 from semanticgan.data.pack import Packed, detect_channels, pack
+from semanticgan.data.pieces import are_convex, have_one_object, least_share
 from semanticgan.data.sources import Sources, find_sources, mask_path
 from semanticgan.errors import UserError, first_line
 from semanticgan.labels import LabelSpec
@@ -24,15 +25,16 @@ from semanticgan.precision import resolved
 from semanticgan.report import write_report
 from semanticgan.training.checkpoint import State, load_checkpoint, load_kept, stage_checkpoints
 from semanticgan.training.distributed import ALONE, World
-from semanticgan.training.encoder import ValidationData, new_encoder_state, train_encoder, with_one_object_decided
+from semanticgan.training.encoder import new_encoder_state, train_encoder
 from semanticgan.training.export import export_model
-from semanticgan.training.gan import TrainingData, new_gan_state, train_gan
+from semanticgan.training.gan import TrainingData, ValidationData, new_gan_state, train_gan
 from semanticgan.training.plan import Plan, require_same
 from semanticgan.training.run import Interrupted, Run, duration, held, require_new_folder
 from semanticgan.training.teachers import lasting, load_teachers
 from semanticgan.training.warm_start import earlier_config, earlier_run, notes_on_earlier, warm_start
 
 Say = Callable[[str], None]
+ASKED = 200  # masks of each kind, at most, that say whether there is one object
 
 
 def train(
@@ -320,6 +322,36 @@ def pack_data(plan: Plan, run: Run) -> tuple[TrainingData, ValidationData]:
     val = packed("validation", sources.val, plan.labels)
     assert val.labels is not None
     return TrainingData(unlabeled.images, labeled.images, labeled.labels), ValidationData(val.images, val.labels)
+
+
+def require_predict_fits(predict: PredictConfig, num_classes: int) -> None:
+    """Raises UserError where zoom or one object is asked for among more classes, or its hull where there may be several."""
+    for name in ("zoom", "one_object"):
+        if getattr(predict, name) and num_classes != 2:
+            raise UserError(f"predict.{name}: got true for {num_classes} classes, expected two; leave it out")
+    if predict.convex and not predict.one_object:
+        raise UserError("predict.convex: got true, but there is not one object; set predict.one_object=true too, or leave it out")
+
+
+def with_one_object_decided(config: Config, labels: LabelSpec, data: TrainingData, val: ValidationData, run: Run) -> Config:
+    """The settings with `predict.one_object` and `predict.convex` as the masks say, where they were left open.
+
+    Raises UserError where one is set for more than two classes, or the second without the first.
+    """
+    one, convex = config.predict.one_object, config.predict.convex
+    some = np.concatenate([maps[:: len(maps) // ASKED + 1] for maps in (data.labels, val.labels)])
+    if one is None:
+        one = have_one_object(some)
+        if one:
+            run.log("one object: the known masks have one piece each, so label maps will (else set predict.one_object=false)")
+            if least_share(data.labels):
+                run.log("one object: no labelled image is without it, so unlabelled ones are taken to show it too")
+    require_predict_fits(config.predict.model_copy(update={"one_object": one}), labels.num_classes)
+    if convex is None:
+        convex = one and are_convex(some)
+        if convex:
+            run.log("one object: the known masks have hardly a dent, so label maps have none (else set predict.convex=false)")
+    return config.model_copy(update={"predict": config.predict.model_copy(update={"one_object": one, "convex": convex})})
 
 
 def require_all_classes(root: Path, labels: LabelSpec, packed: np.ndarray) -> None:

@@ -23,8 +23,7 @@ from semanticgan.nn.layers import placed
 from semanticgan.nn.unet import PretrainedUNet, UNet
 from semanticgan.precision import autocast
 from semanticgan.training.checkpoint import State, load_checkpoint, load_kept, save_checkpoint, stage_checkpoints, to_keep
-from semanticgan.training.encoder import ValidationData
-from semanticgan.training.gan import TrainingData, build_discriminators
+from semanticgan.training.gan import TrainingData, ValidationData, build_discriminators
 from semanticgan.training.run import Clock, Run, Stage
 from semanticgan.training.supervised import (
     change_pairs,
