@@ -125,6 +125,19 @@ def test_teachers_label_the_unlabelled_images_instead_of_the_encoder(small_confi
     assert math.isfinite(taught.update(0, 0.5)["pseudo"])
 
 
+def test_teachers_are_asked_once_for_an_image(config, small_data, G, lpips, monkeypatch):
+    taught, asked = trainer(config, small_data[0], G, lpips), []
+
+    def answers(teachers, images, threshold):
+        asked.append(len(images))
+        return iter(images[..., 0])  # one that tells which image it was
+
+    monkeypatch.setattr(encoder, "teacher_labels", answers)
+    for chosen, new in (([3, 1, 3], 2), ([1, 3], 0), ([0, 1], 1)):
+        assert np.array_equal(taught.taught(np.array(chosen)).numpy(), small_data[0].images[chosen][..., 0])
+        assert asked.pop() == new
+
+
 @pytest.mark.parametrize("stop_at", [0, 24])
 def test_two_halves_around_a_signal_equal_one_run(whole, config, small_data, G, lpips, tmp_path, assert_same, stop_at):
     train(config, *small_data, G, lpips, tmp_path, stop_at=stop_at)

@@ -99,6 +99,7 @@ class EncoderTrainer:
         self.config, self.weights, self.labels, self.data = config, config.encoder, labels, data
         self.G, self.lpips, self.state, self.device, self.world = G, lpips, state, torch.device(device), world
         self.teachers = teachers
+        self.told: dict[int, np.ndarray] = {}  # their label maps, by the image's place
         self.third = config.encoder.batch // 3
         self.batch = 3 * self.third
         self.unlabeled_stream = Stream(len(data.images), config.run.seed, "encoder unlabeled")
@@ -167,9 +168,11 @@ class EncoderTrainer:
         return transforms.recolour(real, random, self.weights.augment, self.world.part), guess, real
 
     def taught(self, chosen: np.ndarray) -> Int[Tensor, "n r r"]:
-        """Pseudo-labels of unlabelled images by the teachers."""
-        labels = teacher_labels(self.teachers, self.data.images[chosen], self.weights.pseudo_threshold)
-        return self.to_device(np.stack(list(labels))).long()
+        """Pseudo-labels of unlabelled images by the teachers, who are asked once for each: they do not change."""
+        new = [n for n in dict.fromkeys(chosen.tolist()) if n not in self.told]
+        answers = teacher_labels(self.teachers, self.data.images[new], self.weights.pseudo_threshold)
+        self.told.update(zip(new, answers, strict=True))
+        return self.to_device(np.stack([self.told[n] for n in chosen.tolist()])).long()
 
     @torch.no_grad()
     def guess(self, img: Float[Tensor, "n c r r"]) -> Int[Tensor, "n r r"]:
