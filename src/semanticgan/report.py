@@ -81,8 +81,6 @@ def _run_page(folder: Path, model: str | None, data: Path | None, device: str) -
         _add_scores(page, scores, "validation images")
         _add_cases(page, scores, _Drawn(drawn_by, data or Path(plan.data), device, model is not None or data is not None), folder)
         _add_distance(page, scores)
-    elif finished:
-        page.text("There were no validation images, so there are no scores.")
     page.heading("To repeat it")
     page.code(plan.command, wrapped=True)
     return page
