@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 
 from semanticgan.data.sources import Sources
@@ -102,7 +103,7 @@ def test_from_a_run_to_a_student(call, teacher, scenes, tmp_path):
     assert card.data.pipeline_tag == "image-segmentation"
     for words in ("# SemanticGAN student", str(teacher), "D_img and D_seg", "were a source", "8 labelled and 32 unlabelled"):
         assert words in card.text
-    assert "inversion" not in card.text
+    assert "steps of inversion" not in card.text
     report = (out / "report.html").read_text()
     assert "The student, a U-Net" in report and "0.072 thousand images" in report
 
@@ -311,7 +312,10 @@ def test_views_are_taken_where_they_gain(call, tmp_path, monkeypatch):
 def test_the_exported_student_has_the_settings_of_its_run(small_config, tmp_path):
     config = small_config("student.trunk=none", "student.widths=[8, 16]", "predict.contrast=1.4", "predict.one_object=true",
                           "predict.convex=true")  # fmt: skip
-    sources = Sources(tmp_path, ("images/a.png",), ("images/a.png",), (), ())
+    for folder, pixels in (("images", np.zeros((16, 16, 3), np.uint8)), ("masks", np.eye(16, dtype=np.uint8))):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels).save(tmp_path / folder / "a.png")
+    sources = Sources(tmp_path, ("images/a.png",), ("images/a.png",), ("images/a.png",), ())
     plan = Plan(config, LabelSpec.unnamed(2), sources, None, "cpu", "teacher", "semanticgan distill teacher")
     S = new_student_state(config, 2, 3, "cpu").S_ema
     module.export_student(plan, "teacher", S, {"hours": 1.0}, [], Run(tmp_path / "run", lambda text: None))

@@ -410,7 +410,7 @@ def test_pseudo_labels_do_not_follow_e_at_once(small_config, small_data, G, lpip
 
 def test_the_averages_half_life_is_a_share_of_all_images_seen(small_config, small_data, G, lpips, monkeypatch):
     asked = []
-    monkeypatch.setattr(encoder, "ema_decay", lambda batch, half_life: asked.append((batch, half_life)) or 0.5)
+    monkeypatch.setattr("semanticgan.ema.ema_decay", lambda batch, half_life: asked.append((batch, half_life)) or 0.5)
     this = trainer(small_config("encoder.ema_half_life_kimg=5"), small_data[0], G, lpips)
     for seen_before in (0, 40_000, 400_000):
         this.state.seen_before = seen_before

@@ -287,7 +287,7 @@ def test_d_seg_sees_label_maps_as_in_training(teacher):
 
 def test_the_students_average_is_kept_and_its_half_life_is_a_share_of_the_images_seen(make, small_data, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("semanticgan.training.student.ema_decay", lambda batch, half_life: asked.append(half_life) or 0.5)
+    monkeypatch.setattr("semanticgan.ema.ema_decay", lambda batch, half_life: asked.append(half_life) or 0.5)
     trainer = make("student.kimg=0.036", "student.ema_half_life_kimg=0.0015", "run.keep=last")
     train_student(trainer, small_data[1], Run(tmp_path, lambda text: None), None)
     assert asked == [pytest.approx(half_life) for half_life in (0.05 * 0.012, 0.05 * 0.024, 0.0015)]
