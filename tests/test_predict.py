@@ -203,23 +203,25 @@ def test_zoom_looks_at_the_image_itself():
     assert next(predict(Brightness(), [img], zoom=True, **options)).label()[256, 256] == 0
 
 
+class Looks:
+    """Sure to .9 of a square in the first look, to `second` of one at `place` in the second."""
+
+    refines = False
+
+    def __init__(self, second, place=slice(12, 20)):
+        self.answers = iter([(0.9, slice(12, 20)), (second, place)])
+
+    def __call__(self, img, refine=True):
+        sure, place = next(self.answers)
+        share = torch.zeros_like(img[:, :1])
+        share[:, :, place, place] = sure
+        return Prediction(torch.cat([1 - share, share], 1))
+
+
 @pytest.mark.parametrize(("second", "kept"), [(0.6, False), (0.95, True), (0.1, False)])
 def test_the_surer_look_counts(second, kept):
-    """The first is sure to .9; one of .1 finds nothing."""
-
-    class Looks:
-        refines = False
-
-        def __init__(self):
-            self.asked = 0
-
-        def __call__(self, img, refine=True):
-            self.asked += 1
-            share = torch.zeros_like(img[:, :1])
-            share[:, :, 12:20, 12:20] = 0.9 if self.asked == 1 else second
-            return Prediction(torch.cat([1 - share, share], 1))
-
-    found = next(predict(Looks(), images(1), resolution=RESOLUTION, zoom=True))
+    """One of .1 finds nothing."""
+    found = next(predict(Looks(second), images(1), resolution=RESOLUTION, zoom=True))
     assert (found.crop is not None) == kept
 
 
@@ -356,23 +358,7 @@ def test_bad_input(model):
 
 def test_sureness_is_that_of_the_object_alone():
     """A crop holds more of the object than the frame does: the mean over all pixels would always speak for it."""
-
-    class Looks:
-        refines = False
-
-        def __init__(self):
-            self.asked = 0
-
-        def __call__(self, img, refine=True):
-            self.asked += 1
-            share = torch.zeros_like(img[:, :1])
-            if self.asked == 1:
-                share[:, :, 12:20, 12:20] = 0.9
-            else:
-                share[:, :, 4:28, 4:28] = 0.6
-            return Prediction(torch.cat([1 - share, share], 1))
-
-    assert next(predict(Looks(), images(1), resolution=RESOLUTION, zoom=True)).crop is None
+    assert next(predict(Looks(0.6, slice(4, 28)), images(1), resolution=RESOLUTION, zoom=True)).crop is None
 
 
 def test_the_second_look_is_refined_and_in_contrast_as_the_first():
