@@ -98,6 +98,14 @@ def chosen(args: argparse.Namespace) -> list[Cell]:
     return cells
 
 
+def data_of(task: str, args: argparse.Namespace) -> Path:
+    """The task's folder. Raises UserError where there is none."""
+    folder = args.data / task
+    if not folder.is_dir():
+        raise UserError(f"--data {args.data}: no folder {task} in it; name the folder that docs/data.md lays out")
+    return folder
+
+
 # ---------------------------------------------------------------- a baseline's training
 
 
@@ -138,7 +146,7 @@ def batches(method: Any, data: Images, seed: int) -> Batches:
 
 def train_baseline(cell: Cell, args: argparse.Namespace, settings: dict[str, float]) -> tuple[Answers, dict[str, Any]]:
     """The trained network's answers, and what is worth keeping of how it came to them. Goes on where it was interrupted."""
-    task, root = TASKS[cell.task], args.data / cell.task
+    task, root = TASKS[cell.task], data_of(cell.task, args)
     kimg = settings.get("kimg", task.kimg[cell.labels])
     data = images(cell, root, args.resolution)
     others = {name: value for name, value in settings.items() if name != "kimg"}
@@ -163,7 +171,7 @@ def train_ours(cell: Cell, args: argparse.Namespace) -> tuple[Answers, dict[str,
     preset = {64: "cpu64", 128: "cpu128"}.get(args.resolution)
     if preset is None:
         raise UserError(f"--resolution {args.resolution}: got no preset of ours, expected 64 or 128")
-    ours = Ours(cell, args.data / cell.task, args.work, preset)
+    ours = Ours(cell, data_of(cell.task, args), args.work, preset)
     ours.train()
     config = ours.model.config
     settings = {"steps": config.steps if cell.method == "semanticgan" else 0, "zoom_chosen": config.zoom}
@@ -175,7 +183,7 @@ def train_ours(cell: Cell, args: argparse.Namespace) -> tuple[Answers, dict[str,
 
 def run_cell(cell: Cell, args: argparse.Namespace) -> None:
     """Train and score a cell, and write its file; it appears whole."""
-    task, root = TASKS[cell.task], args.data / cell.task
+    task, root = TASKS[cell.task], data_of(cell.task, args)
     find, said = train_ours(cell, args) if cell.method in OURS else train_baseline(cell, args, {})
     started = time.monotonic()
     readings = score(find, task, root, LabelSpec.from_file(root / "classes.json"), task.sets)
@@ -221,7 +229,7 @@ def run_trial(cell: Cell, args: argparse.Namespace) -> None:
     """Train a baseline with other settings on draw 0, score it on the validation images alone, and note it."""
     if cell.seed != 0 or cell.method in OURS:
         raise UserError(f"--trial: got {cell.name}; settings are tried on draw 0 of a baseline, ours with semanticgan train")
-    task, root = TASKS[cell.task], args.data / cell.task
+    task, root = TASKS[cell.task], data_of(cell.task, args)
     find, said = train_baseline(cell, args, dict(map(tried_setting, args.trial)))
     readings = score(find, task, root, LabelSpec.from_file(root / "classes.json"), ["val"])
     known = [(reading, [v for v in sets["val"]["iou"] if v is not None]) for reading, sets in readings.items()]
@@ -237,7 +245,7 @@ def run_trial(cell: Cell, args: argparse.Namespace) -> None:
 def run_queue(cells: list[Cell], args: argparse.Namespace) -> None:
     """In turn, what has a result already left out; a list with minutes first."""
     known = read_results(args.results)
-    sizes = {name: sum(len(images_of(task, s, args.data / name)) for s in task.sets) for name, task in TASKS.items()
+    sizes = {name: sum(len(images_of(task, s, data_of(name, args))) for s in task.sets) for name, task in TASKS.items()
              if any(cell.task == name for cell in cells)}  # fmt: skip
     left = [(cell, minutes(cell, known, sizes[cell.task])) for cell in cells if cell.name not in known]
     for cell, length in left:

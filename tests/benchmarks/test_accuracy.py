@@ -68,6 +68,16 @@ def test_other_resolutions_have_their_own_folders():
     assert accuracy.arguments(["--queue"]).results == accuracy_cells.RESULTS
 
 
+@pytest.mark.parametrize("words", [["--seed", "1"], ["--queue", "--hours", "0"], ["--trial", "far=0", "--seed", "0"]])
+def test_data_that_are_not_there_are_asked_for(words, tmp_path, monkeypatch, capsys):
+    cell = ["--task", "skin", "--method", "unet", "--labels", "40", "--data", str(tmp_path), "--results", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["accuracy.py", *cell, *words])
+    with pytest.raises(SystemExit) as stop:
+        accuracy.main()
+    assert stop.value.code == 2
+    assert f"--data {tmp_path}: no folder skin in it" in capsys.readouterr().err
+
+
 def test_cells_of_options():
     args = accuracy.arguments(["--task", "skin", "--method", "unet", "--labels", "40", "--seed", "1"])
     assert accuracy.chosen(args) == [Cell("skin", "unet", "40", 1)]
